@@ -1,0 +1,31 @@
+"""PyTorch -> ONNX: streaming layers, the exporter, models from a config.
+
+Needs the extra ``streamssm[export]``; the runtime never imports this package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streamssm.export.config import build, model_options
+    from streamssm.export.contract import verify_contract
+    from streamssm.export.exporter import OutputSpec, export
+
+# resolved on first use: training needs the layers but neither onnx nor onnxscript
+_HOME = {
+    "OutputSpec": "exporter",
+    "build": "config",
+    "export": "exporter",
+    "model_options": "config",
+    "verify_contract": "contract",
+}
+
+__all__ = ["OutputSpec", "build", "export", "model_options", "verify_contract"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,176 @@
+"""``export``: a streaming torch model -> one self-describing ``.onnx`` file.
+
+The file is written under a temporary name, opened by the runtime, compared with the torch
+model in float64 (whole, random splits, single hops), and only then put in place.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import torch
+
+import streamssm
+from streamssm.atomic import write_bytes
+from streamssm.errors import ExportError, OutputError
+from streamssm.export.golden import Golden, certify
+from streamssm.export.graph import NEXT, trace, trace_outputs
+from streamssm.export.layers.base import StreamingLayer
+from streamssm.manifest import (
+    DIGEST_PLACEHOLDER,
+    FORMAT,
+    GOLDEN_KEY,
+    MANIFEST_KEY,
+    EventRule,
+    Input,
+    InputKind,
+    Manifest,
+    Output,
+    OutputKind,
+    StateTensor,
+)
+
+MAX_BYTES = 2**31 - 1
+_DTYPES = {torch.float32: "float32", torch.int64: "int64"}
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """What one output means: its name in the file, its kind and a label for each column."""
+
+    name: str
+    kind: OutputKind = "features"
+    labels: tuple[str, ...] = ()
+
+
+def export(
+    model: StreamingLayer,
+    path: str | os.PathLike[str],
+    *,
+    kind: InputKind = "features",
+    rate: float | None = None,
+    vocabulary: int | None = None,
+    outputs: Sequence[OutputSpec] = (OutputSpec("output"),),
+    name: str | None = None,
+    block: int | None = None,
+    events: EventRule | None = None,
+    description: str = "",
+    license: str = "",  # noqa: A002  the manifest's word
+    front_end: str = "",
+    example: np.ndarray | None = None,
+    provenance: dict[str, Any] | None = None,
+) -> Manifest:
+    """Export ``model`` to ``path`` and return the manifest that the file carries.
+
+    Args:
+        model: any streaming layer; moved to the CPU and to evaluation mode in a copy.
+        kind: what one input item is; ``tokens`` needs ``vocabulary``.
+        rate: input items per second; None for inputs without a clock.
+        outputs: names and meanings, in order; a model that returns a dictionary has one for
+            each of its keys.
+        block: default input items per backend call, a multiple of the model's hop.
+        example: input items [T, *item_shape] for the golden vectors; random by default.
+        provenance: anything JSON can hold about where the weights come from.
+
+    Raises:
+        ExportError: the model cannot be traced, or the exported file differs from it by more
+            than the tolerance table allows. Nothing is written then.
+        OutputError: ``path`` cannot be written.
+    """
+    path = Path(path)
+    _require_writable(path)
+    layer = copy.deepcopy(model).cpu().eval()
+    _check(layer, kind, vocabulary, block)
+    spec = Input(
+        name=kind,
+        kind=kind,
+        dtype=_dtype(layer.item_dtype),
+        shape=tuple(layer.item_shape),
+        rate=rate,
+        hop=layer.hop,
+        vocabulary=vocabulary,
+        front_end=front_end,
+    )
+    names = tuple(output.name for output in outputs)
+    traced = trace_outputs(layer, names, vocabulary)
+    manifest = Manifest(
+        format=FORMAT,
+        name=name or path.stem,
+        sha256=DIGEST_PLACEHOLDER,
+        producer=f"streamssm {streamssm.__version__}",
+        input=spec,
+        outputs=tuple(
+            Output(o.name, o.kind, t.shape, t.ratio.as_integer_ratio(), o.labels)
+            for o, t in zip(outputs, traced, strict=True)
+        ),
+        states=tuple(
+            StateTensor(state, NEXT + state, s.shape, _dtype(s.dtype))
+            for state, s in layer.state_spec().items()
+        ),
+        block=layer.hop if block is None else block,
+        lookahead=layer.lookahead,
+        parameters=sum(p.numel() for p in layer.parameters()),
+        description=description,
+        license=license,
+        events=events,
+        provenance=provenance or {},
+    )
+    proto = trace(layer, kind, names, vocabulary)
+    golden = Golden.of(layer, spec, names, example)
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / "draft.onnx"
+        draft.write_bytes(_serialise(proto, manifest, golden)[0])
+        errors = certify(streamssm.load(draft), golden)
+    data, manifest = _serialise(proto, msgspec.structs.replace(manifest, errors=errors), golden)
+    write_bytes(path, data)
+    return manifest
+
+
+def _serialise(proto: onnx.ModelProto, manifest: Manifest, golden: Golden) -> tuple[bytes, Manifest]:
+    """The file's bytes, with the hash of themselves (its own digits zeroed) in the manifest."""
+    del proto.metadata_props[:]
+    metadata = {MANIFEST_KEY: manifest.encode(), GOLDEN_KEY: golden.encode()}
+    onnx.helper.set_model_props(proto, metadata)
+    if proto.ByteSize() > MAX_BYTES:
+        raise ExportError(
+            f"the model takes {proto.ByteSize()} bytes, one file holds {MAX_BYTES}; use a smaller model"
+        )
+    data = proto.SerializeToString(deterministic=True)
+    digest = hashlib.sha256(data).hexdigest()
+    place = data.rindex(manifest.encode().encode())
+    place = data.index(DIGEST_PLACEHOLDER.encode(), place)
+    data = data[:place] + digest.encode() + data[place + len(digest) :]
+    return data, msgspec.structs.replace(manifest, sha256=digest)
+
+
+def _check(layer: StreamingLayer, kind: InputKind, vocabulary: int | None, block: int | None) -> None:
+    if kind == "tokens" and not vocabulary:
+        raise ExportError("a token model needs vocabulary=, the number of different tokens")
+    if block is not None and (block < 1 or block % layer.hop):
+        raise ExportError(f"the block of {block} items is not a positive multiple of the hop of {layer.hop}")
+    for name, parameter in layer.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ExportError(
+                f"weight {name} has dtype {parameter.dtype}; call model.float() before exporting"
+            )
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    if dtype not in _DTYPES:
+        raise ExportError(f"dtype {dtype} has no place in the file; use float32 data and states")
+    return _DTYPES[dtype]
+
+
+def _require_writable(path: Path) -> None:
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"cannot write to {path.parent}: create the folder or choose another")

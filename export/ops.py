@@ -1,0 +1,306 @@
+"""The streaming operators for torch: differentiable plain torch when training or running
+eagerly, one ONNX node each when exported.
+
+Shapes: B batch, T items, D channels, N state size, K conv width, H heads, P head dim,
+G groups, W window, R rotary dims. Definitions and sources: ``streamssm.kernels.reference``.
+
+Numeric policy: inputs are brought to the state's dtype (float32), the result returns in the
+dtype of the data. The matrix forms multiply masked items by zero, so a NaN in a later item
+of the *same* call reaches earlier ones: padding belongs outside the call
+(:func:`streamssm.export.layers.ragged.forward_ragged`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SSD_CHUNK = 64
+
+
+def causal_conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, silu: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Depthwise causal convolution, x [B, T, D], weight [K, D], state [B, K-1, D]."""
+    if torch.compiler.is_exporting():
+        return torch.ops.streamssm.causal_conv1d(x, weight, bias, state, silu)
+    return _causal_conv1d(x, weight, bias, state, silu)
+
+
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    z: Tensor,
+    state: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Gated selective scan of Mamba; x, dt, z [B, T, D], A [N, D], B, C [B, T, N], state [B, N, D]."""
+    if torch.compiler.is_exporting():
+        return torch.ops.streamssm.selective_scan(x, dt, A, B, C, D, dt_bias, z, state)
+    return _selective_scan(x, dt, A, B, C, D, dt_bias, z, state)
+
+
+def state_space_dual(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Scan of Mamba-2; x [B, T, H, P], dt [B, T, H], B, C [B, T, G, N], D [H, P], state [B, H, N, P]."""
+    if torch.compiler.is_exporting():
+        return torch.ops.streamssm.state_space_dual(x, dt, A, B, C, D, state)
+    return _state_space_dual(x, dt, A, B, C, D, state)
+
+
+def sliding_window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    inv_freq: Tensor,
+    key: Tensor,
+    value: Tensor,
+    position: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Causal attention to the last W items; q [B, T, Hq, dh], k, v [B, T, Hkv, dh],
+    key, value [B, Hkv, W, dh] (a ring, un-rotated), position [B] int64."""
+    if torch.compiler.is_exporting():
+        return torch.ops.streamssm.sliding_window_attention(q, k, v, inv_freq, key, value, position, scale)
+    return _sliding_window_attention(q, k, v, inv_freq, key, value, position, scale)
+
+
+def gru(
+    x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor, h: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One GRU layer with torch's weight layout (gates r, z, n); x [B, T, I], h [B, D]."""
+    if torch.compiler.is_exporting():
+        return torch.ops.streamssm.gru(x, weight_ih, weight_hh, bias_ih, bias_hh, h)
+    return _gru(x, weight_ih, weight_hh, bias_ih, bias_hh, h)
+
+
+def lstm(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor,
+    bias_hh: Tensor,
+    h: Tensor,
+    c: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One LSTM layer with torch's weight layout (gates i, f, g, o); x [B, T, I], h, c [B, D]."""
+    if torch.compiler.is_exporting():
+        return torch.ops.streamssm.lstm(x, weight_ih, weight_hh, bias_ih, bias_hh, h, c)
+    return _lstm(x, weight_ih, weight_hh, bias_ih, bias_hh, h, c)
+
+
+# --- plain torch ------------------------------------------------------------------------
+
+
+def _causal_conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, silu: bool
+) -> tuple[Tensor, Tensor]:
+    dtype, T = state.dtype, x.shape[1]
+    full = torch.cat([state, x.to(dtype)], dim=1)
+    y = bias.to(dtype).expand(x.shape)
+    for tap in range(weight.shape[0]):
+        y = y + full[:, tap : tap + T] * weight[tap].to(dtype)
+    return (F.silu(y) if silu else y).to(x.dtype), full[:, T:].clone()
+
+
+def _linear_recurrence(decay: Tensor, inflow: Tensor, h: Tensor) -> Tensor:
+    """All h_t = decay_t h_{t-1} + inflow_t, [B, T, ...], in about 2 sqrt(T) sequential steps.
+
+    T is cut into chunks that advance side by side from a zero state; then the carry runs
+    over the chunks. Only products of decays below 1 appear, so nothing overflows.
+    """
+    batch, T, *rest = inflow.shape
+    length = max(1, math.isqrt(T))
+    chunks = -(-T // length)
+    pad = chunks * length - T
+    if pad:
+        decay = torch.cat([decay, decay.new_ones(batch, pad, *rest)], dim=1)
+        inflow = torch.cat([inflow, inflow.new_zeros(batch, pad, *rest)], dim=1)
+    decays = decay.reshape(batch, chunks, length, *rest).unbind(2)
+    inflows = inflow.reshape(batch, chunks, length, *rest).unbind(2)
+    within, product = [inflows[0]], [decays[0]]
+    for a, u in zip(decays[1:], inflows[1:], strict=True):
+        within.append(a * within[-1] + u)
+        product.append(a * product[-1])
+    carries = []
+    for chunk in range(chunks):
+        carries.append(h)
+        h = product[-1][:, chunk] * h + within[-1][:, chunk]
+    states = torch.stack(within, 2) + torch.stack(product, 2) * torch.stack(carries, 1)[:, :, None]
+    return states.reshape(batch, chunks * length, *rest)[:, :T]
+
+
+def _selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    z: Tensor,
+    state: Tensor,
+) -> tuple[Tensor, Tensor]:
+    if x.shape[1] == 0:
+        return x.clone(), state.clone()
+    xs, dts, zs = x.to(state.dtype), dt.to(state.dtype), z.to(state.dtype)
+    Bs, Cs = B.to(state.dtype), C.to(state.dtype)
+    delta = F.softplus(dts + dt_bias)
+    decay = torch.exp(delta[:, :, None] * A)
+    inflow = Bs[..., None] * (delta * xs)[:, :, None]
+    h = _linear_recurrence(decay, inflow, state)
+    y = torch.einsum("btn,btnd->btd", Cs, h) + D * xs
+    return (y * F.silu(zs)).to(x.dtype), h[:, -1].clone()
+
+
+def _state_space_dual(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    T, H, G = x.shape[1], x.shape[2], B.shape[2]
+    if T == 0:
+        return x.clone(), state.clone()
+    xs, dts = x.to(state.dtype), dt.to(state.dtype)
+    Bs = B.to(state.dtype).repeat_interleave(H // G, dim=2)
+    Cs = C.to(state.dtype).repeat_interleave(H // G, dim=2)
+    Q = min(T, SSD_CHUNK)
+    u, b, c = (_chunked(tensor, Q) for tensor in (xs * dts[..., None], Bs, Cs))
+    log_decay = _chunked((dts * A)[..., None], Q)
+    since_start = log_decay.cumsum(-2).exp()
+    # the decay from item j to item i, summed for each j by itself: as a difference of two
+    # running sums it would lose a small dt that follows a huge one
+    lower = torch.ones(Q, Q, dtype=torch.bool, device=x.device).tril()
+    between = log_decay.expand(*log_decay.shape[:-1], Q).masked_fill(~lower.tril(-1), 0.0).cumsum(-2)
+    decay = between.masked_fill(~lower, -math.inf).exp()
+    within = (c @ b.transpose(-1, -2) * decay) @ u
+    gained = (b * decay[..., -1, :, None]).transpose(-1, -2) @ u
+    whole = since_start[..., -1:, :]
+    carries, h = [], state
+    for chunk in range(u.shape[1]):
+        carries.append(h)
+        h = whole[:, chunk] * h + gained[:, chunk]
+    y = within + (c * since_start) @ torch.stack(carries, 1)
+    y = y.transpose(2, 3).reshape(x.shape[0], -1, *x.shape[2:])[:, :T] + xs * D
+    return y.to(x.dtype), h
+
+
+def _chunked(x: Tensor, Q: int) -> Tensor:
+    """[B, T, H, X] -> [B, chunks, H, Q, X], padded with zeros (dt = 0 moves no state)."""
+    pad = -x.shape[1] % Q
+    return F.pad(x, (0, 0, 0, 0, 0, pad)).unflatten(1, (-1, Q)).transpose(2, 3)
+
+
+def _rotate(x: Tensor, angle: Tensor) -> Tensor:
+    """Rotary embedding of the first R dims of x [..., dh], pairs (d, d + R/2), angle [..., R/2]."""
+    half = angle.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+
+
+def _sliding_window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    inv_freq: Tensor,
+    key: Tensor,
+    value: Tensor,
+    position: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    T, W, Hq, Hkv = q.shape[1], key.shape[2], q.shape[2], key.shape[1]
+    slot = torch.arange(W, device=q.device)
+    past = (position[:, None] + slot) % W
+    keys = torch.cat([_take(key, past), k.to(key.dtype).transpose(1, 2)], dim=2)
+    values = torch.cat([_take(value, past), v.to(key.dtype).transpose(1, 2)], dim=2)
+    kept = W + T - 1 - (position[:, None] + T - 1 - slot) % W
+    next_state = _take(keys, kept), _take(values, kept), position + T
+    if T == 0:
+        return q.clone(), *next_state
+    # queries go in chunks of at most W items, each beside the W items before it and its own
+    Q = min(T, W)
+    pad = -T % Q
+    queries = F.pad(q.to(key.dtype).transpose(1, 2), (0, 0, 0, pad)).unflatten(2, (-1, Q))
+    keys, values = (F.pad(a, (0, 0, 0, pad)).unfold(2, W + Q, Q).transpose(3, 4) for a in (keys, values))
+    place = torch.arange(W + Q, device=q.device)
+    angle = place[:, None].to(key.dtype) * inv_freq.to(key.dtype)
+    queries = _rotate(queries, angle[W:]) * scale
+    keys = _rotate(keys, angle)
+    query = place[:Q, None]
+    in_window = (place > query) & (place <= query + W)
+    chunk_start = torch.arange(queries.shape[2], device=q.device) * Q
+    exists = place >= (W - position[:, None] - chunk_start)[..., None]
+    visible = (in_window & exists[:, :, None])[:, None, None]
+    grouped = queries.unflatten(1, (Hkv, Hq // Hkv))
+    scores = grouped @ keys[:, :, None].transpose(-1, -2)
+    weights = scores.masked_fill(~visible, -math.inf).softmax(-1)
+    y = (weights @ values[:, :, None]).flatten(3, 4).flatten(1, 2)[:, :, :T]
+    return y.transpose(1, 2).to(q.dtype), *next_state
+
+
+def _take(ring: Tensor, index: Tensor) -> Tensor:
+    """ring [B, H, S, dh], index [B, W] -> [B, H, W, dh]."""
+    shape = (-1, ring.shape[1], -1, ring.shape[3])
+    return ring.gather(2, index[:, None, :, None].expand(shape))
+
+
+def _gru(
+    x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor, h: Tensor
+) -> tuple[Tensor, Tensor]:
+    if x.shape[1] == 0:
+        return x.new_zeros(x.shape[0], 0, h.shape[1]), h.clone()
+    weights = [weight.to(h.dtype) for weight in (weight_ih, weight_hh, bias_ih, bias_hh)]
+    y, last = torch.gru(x.to(h.dtype), h[None], weights, True, 1, 0.0, False, False, True)
+    return y.to(x.dtype), last[0]
+
+
+def _lstm(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor,
+    bias_hh: Tensor,
+    h: Tensor,
+    c: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if x.shape[1] == 0:
+        return x.new_zeros(x.shape[0], 0, h.shape[1]), h.clone(), c.clone()
+    weights = [weight.to(h.dtype) for weight in (weight_ih, weight_hh, bias_ih, bias_hh)]
+    y, last_h, last_c = torch.lstm(
+        x.to(h.dtype), (h[None], c[None]), weights, True, 1, 0.0, False, False, True
+    )
+    return y.to(x.dtype), last_h[0], last_c[0]
+
+
+# --- registration with torch.export -------------------------------------------------------
+# Only the exporter reaches these; the fakes below tell it the shapes.
+
+
+def _like(x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+    return torch.empty_like(x), *(torch.empty_like(state) for state in states)
+
+
+def _register() -> None:
+    hidden = lambda x, h: x.new_empty(x.shape[0], x.shape[1], h.shape[1])  # noqa: E731
+    fakes = {
+        _causal_conv1d: lambda x, w, b, state, silu: _like(x, state),
+        _selective_scan: lambda x, dt, A, B, C, D, bias, z, state: _like(x, state),
+        _state_space_dual: lambda x, dt, A, B, C, D, state: _like(x, state),
+        _sliding_window_attention: lambda q, k, v, f, key, value, p, scale: _like(q, key, value, p),
+        _gru: lambda x, wi, wh, bi, bh, h: (hidden(x, h), *_like(h)),
+        _lstm: lambda x, wi, wh, bi, bh, h, c: (hidden(x, h), *_like(h, c)),
+    }
+    for implementation, fake in fakes.items():
+        name = "streamssm::" + implementation.__name__.removeprefix("_")
+        operator = torch.library.custom_op(name, implementation, mutates_args=())
+        operator.register_fake(fake)
+
+
+_register()

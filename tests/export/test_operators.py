@@ -1,0 +1,115 @@
+"""The ONNX bodies and the torch forms of every operator against the float64 definitions:
+outputs and final states, over T = 0, chunk and window edges, carried states, old streams."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from operators import CASES, Case, case_name, selective_scan, sliding_window_attention
+
+from streamssm import tolerance
+from streamssm.export import ops
+from streamssm.export.functions import DOMAIN, OPERATORS, OPSET, function
+from streamssm.kernels import reference
+
+
+def expected(case: Case) -> list[np.ndarray]:
+    return list(getattr(reference, case.reference_name)(*case.inputs.values(), **case.attributes))
+
+
+def single(case: Case, dtype: np.dtype | type = np.float32) -> dict[str, np.ndarray]:
+    return {k: v if v.dtype == np.int64 else v.astype(dtype) for k, v in case.inputs.items()}
+
+
+def assert_close(found: list[np.ndarray], wanted: list[np.ndarray], dtype: str) -> None:
+    assert len(found) == len(wanted)
+    for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
+        assert tolerance.within(a, b, dtype), f"result {i}: errors {tolerance.error(a, b)}"
+
+
+def one_node_model(case: Case, element: int) -> onnx.ModelProto:
+    proto = function(case.operator)
+    helper = onnx.helper
+    attributes = {k: int(v) if isinstance(v, bool) else v for k, v in case.attributes.items()}
+    node = helper.make_node(case.operator, list(proto.input), list(proto.output), domain=DOMAIN, **attributes)
+
+    def info(name: str, rank: int) -> onnx.ValueInfoProto:
+        kind = onnx.TensorProto.INT64 if "position" in name else element
+        return helper.make_tensor_value_info(name, kind, [None] * rank)
+
+    state_ranks = [v.ndim for v in list(case.inputs.values())[-case.states :]]
+    first_rank = next(iter(case.inputs.values())).ndim
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [info(name, value.ndim) for name, value in case.inputs.items()],
+        [info(name, rank) for name, rank in zip(proto.output, [first_rank, *state_ranks], strict=True)],
+    )
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
+    return helper.make_model(graph, functions=[proto], opset_imports=opsets, ir_version=10)
+
+
+@pytest.fixture(scope="module")
+def sessions() -> dict:
+    return {}
+
+
+def run_body(case: Case, sessions: dict) -> list[np.ndarray]:
+    key = (case.operator, case.attributes.get("silu"), case.attributes.get("scale"))
+    if key not in sessions:
+        model = one_node_model(case, onnx.TensorProto.FLOAT)
+        onnx.checker.check_model(model, full_check=True)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        sessions[key] = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    return sessions[key].run(None, single(case))
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_name)
+def test_onnx_body_is_the_definition(case: Case, sessions: dict) -> None:
+    assert_close(run_body(case, sessions), expected(case), "float32")
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_torch_form_is_the_definition(case: Case, dtype: torch.dtype) -> None:
+    inputs = [torch.from_numpy(v) for v in single(case, str(dtype).removeprefix("torch.")).values()]
+    found = getattr(ops, case.reference_name)(*inputs, **case.attributes)
+    assert_close([t.numpy() for t in found], expected(case), str(dtype).removeprefix("torch."))
+
+
+def test_attention_is_as_exact_after_10_to_15_items(sessions: dict) -> None:
+    W, old = 8, 8 * 10**15
+    young = sliding_window_attention(5, W, W + 3)
+    aged = replace(young, inputs=young.inputs | {"position": young.inputs["position"] + old})
+    *results, position = run_body(young, sessions)
+    *aged_results, aged_position = run_body(aged, sessions)
+    assert [a.tobytes() for a in results] == [b.tobytes() for b in aged_results]
+    assert np.array_equal(position + old, aged_position)
+
+
+DATA = {"x", "dt", "B", "C", "z", "q", "k", "v"}
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_state_stays_float32_with_half_precision_data(operator: str) -> None:
+    case = next(c for c in CASES if c.operator == operator and 3 in next(iter(c.inputs.values())).shape)
+    inputs = [
+        torch.from_numpy(value).to(torch.bfloat16) if name in DATA else torch.from_numpy(value)
+        for name, value in single(case).items()
+    ]
+    y, *following = getattr(ops, case.reference_name)(*inputs, **case.attributes)
+    assert y.dtype == torch.bfloat16
+    assert all(t.dtype in (torch.float32, torch.int64) for t in following)
+    assert_close([y.float().numpy()], expected(case)[:1], "bfloat16")
+
+
+def test_gradients_agree_with_finite_differences() -> None:
+    case = selective_scan(5, B=1, D=2, N=2)
+    inputs = [torch.from_numpy(v).requires_grad_() for v in case.inputs.values()]
+    assert torch.autograd.gradcheck(lambda *a: ops.selective_scan(*a), inputs)
