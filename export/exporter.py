@@ -22,7 +22,7 @@ import torch
 
 import streamssm
 from streamssm.atomic import write_bytes
-from streamssm.errors import ExportError, OutputError
+from streamssm.errors import ExportError, ManifestError, OutputError
 from streamssm.export.golden import Golden, certify
 from streamssm.export.graph import NEXT, trace, trace_outputs
 from streamssm.export.layers.base import StreamingLayer
@@ -38,6 +38,7 @@ from streamssm.manifest import (
     Output,
     OutputKind,
     StateTensor,
+    decode_manifest,
 )
 
 MAX_BYTES = 2**31 - 1
@@ -125,6 +126,10 @@ def export(
         events=events,
         provenance=provenance or {},
     )
+    try:
+        decode_manifest(manifest.encode())
+    except ManifestError as error:
+        raise ExportError(str(error)) from error
     proto = trace(layer, kind, names, vocabulary)
     golden = Golden.of(layer, spec, names, example)
     with tempfile.TemporaryDirectory() as folder:
@@ -154,6 +159,10 @@ def _serialise(proto: onnx.ModelProto, manifest: Manifest, golden: Golden) -> tu
 
 
 def _check(layer: StreamingLayer, kind: InputKind, vocabulary: int | None, block: int | None) -> None:
+    if layer.item_shape is None:
+        raise ExportError(
+            "the model's first layer takes items of any shape; put one first that knows its own"
+        )
     if kind == "tokens" and not vocabulary:
         raise ExportError("a token model needs vocabulary=, the number of different tokens")
     if block is not None and (block < 1 or block % layer.hop):

@@ -118,6 +118,12 @@ def _lstm(x, weight_ih, weight_hh, bias_ih, bias_hh, h, c):
     return _items_first(y, T), op.Squeeze(last_h, [0]), op.Squeeze(last_c, [0])
 
 
+def _softplus(x, beta: float = 1.0, threshold: float = 20.0):
+    # torch's own translation adds a comparison and a choice for x > threshold, where ONNX's
+    # softplus differs from the identity by less than float32 can hold
+    return op.Softplus(x) if beta == 1.0 else op.Div(op.Softplus(op.Mul(x, beta)), beta)
+
+
 def translation_table() -> dict[Callable, Callable]:
     """``custom_translation_table`` for :func:`torch.onnx.export`."""
     namespace = torch.ops.streamssm
@@ -128,6 +134,7 @@ def translation_table() -> dict[Callable, Callable]:
         namespace.sliding_window_attention.default: _sliding_window_attention,
         namespace.gru.default: _gru,
         namespace.lstm.default: _lstm,
+        torch.ops.aten.softplus.default: _softplus,
     }
 
 

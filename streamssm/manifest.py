@@ -156,7 +156,26 @@ def _validate(manifest: Manifest) -> None:
         raise ManifestError("the manifest lists no outputs")
     for output in manifest.outputs:
         if min(output.ratio) < 1 or (hop * output.per_item).denominator != 1:
-            raise ManifestError(f"output {output.name}: ratio {output.ratio} does not divide the hop of {hop}")
+            raise ManifestError(
+                f"output {output.name}: the ratio {output.ratio} gives no whole items for a hop of {hop}"
+            )
     names = [state.name for state in manifest.states]
     if len(set(names)) != len(names):
         raise ManifestError("two states have the same name")
+    if manifest.events is not None:
+        _validate_events(manifest.events, manifest.outputs)
+
+
+def _validate_events(rule: EventRule, outputs: tuple[Output, ...]) -> None:
+    output = next((output for output in outputs if output.name == rule.output), None)
+    if output is None:
+        names = ", ".join(output.name for output in outputs)
+        raise ManifestError(f"the event rule reads output {rule.output!r}; the model has {names}")
+    columns = math.prod(output.shape)
+    if not 0 <= rule.column < columns:
+        raise ManifestError(f"the event rule reads column {rule.column} of {columns} in {rule.output!r}")
+    if not 0 <= rule.offset <= rule.onset <= 1 or min(rule.min_on, rule.min_off) < 0:
+        raise ManifestError(
+            f"the event rule has onset {rule.onset}, offset {rule.offset}, min_on {rule.min_on} and "
+            f"min_off {rule.min_off}; 0 <= offset <= onset <= 1 and no negative durations must hold"
+        )

@@ -1,0 +1,96 @@
+"""Log-mel front end: the definition is ``streamssm.kernels.reference.log_mel``.
+
+B batch, T samples, F = T / hop frames, M mel bands. Frame f is the ``window`` samples that end
+with hop f: nothing later is seen, and zeros stand before the start. Periodic Hann window, power
+spectrum as a matrix product with the discrete Fourier transform, triangular HTK mel filters
+of peak 1, natural logarithm of power plus eps.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamssm.errors import LayerError
+from streamssm.export.layers.base import State, StateSpec, StreamingLayer, require_whole
+from streamssm.export.layers.windows import history, windows
+from streamssm.kernels.reference import hann, mel_filters
+
+
+class LogMel(StreamingLayer):
+    """Samples x [B, T] -> y [B, T / hop, n_mels].
+
+    State: ``samples`` [B, history], the past that the next frame needs, in whole hops. ``n_fft`` defaults
+    to the window, ``f_max`` to half the sample rate. ``eps`` is added to the mel power.
+    """
+
+    def __init__(
+        self,
+        sample_rate: float,
+        window: int,
+        hop: int,
+        n_mels: int,
+        n_fft: int | None = None,
+        f_min: float = 0.0,
+        f_max: float | None = None,
+        eps: float = 1e-6,
+    ):
+        super().__init__()
+        n_fft = window if n_fft is None else n_fft
+        require_whole("LogMel", window=window, hop=hop, n_mels=n_mels, n_fft=n_fft)
+        if hop > window or window > n_fft:
+            raise LayerError(f"LogMel: hop {hop} <= window {window} <= n_fft {n_fft} must hold")
+        if not eps > 0:
+            raise LayerError(f"LogMel: eps = {eps} must be positive, or silence has no logarithm")
+        self.output_ratio = Fraction(1, hop)
+        self.window, self.eps = window, eps
+        self.past = history(window, hop)
+        filters = _filters(sample_rate, n_fft, n_mels, f_min, sample_rate / 2 if f_max is None else f_max)
+        self.register_constant("fourier", torch.from_numpy(_fourier(window, n_fft)))
+        self.register_constant("filters", torch.from_numpy(filters))
+
+    def state_spec(self) -> dict[str, StateSpec]:
+        """Past samples; none when frames do not overlap."""
+        return {"samples": StateSpec((self.past,))} if self.past else {}
+
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Frames, spectrum, bands: in the dtype of the constants, float32 or better."""
+        state = self.start(x, state)
+        samples = x.to(self.fourier.dtype)
+        if self.past:
+            samples = torch.cat([state["samples"].to(samples.dtype), samples], dim=1)
+        frames = windows(samples[:, :, None], self.window, self.hop)
+        real, imaginary = (frames @ self.fourier).chunk(2, dim=-1)
+        bands = (real.square() + imaginary.square()) @ self.filters
+        y = torch.log(bands + self.eps).to(x.dtype)
+        return y, ({"samples": samples[:, -self.past :].to(state["samples"].dtype)} if self.past else state)
+
+
+def _fourier(window: int, n_fft: int) -> np.ndarray:
+    """Windowed cosines, then sines: [window, 2 (n_fft // 2 + 1)], float64."""
+    # the product of indices is reduced to one turn first: large angles would lose digits
+    turns = np.outer(np.arange(window), np.arange(n_fft // 2 + 1)) % n_fft / n_fft
+    waves = np.concatenate([np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)], axis=1)
+    return hann(window)[:, None] * waves
+
+
+def _filters(sample_rate: float, n_fft: int, n_mels: int, f_min: float, f_max: float) -> np.ndarray:
+    """[n_fft // 2 + 1, n_mels], float64.
+
+    Raises:
+        LayerError: the range is impossible, or a band lies between two bins and is always silent.
+    """
+    try:
+        filters = mel_filters(sample_rate, n_fft, n_mels, f_min, f_max)
+    except ValueError as error:
+        raise LayerError(f"LogMel: {error}") from error
+    silent = np.flatnonzero(filters.max(axis=0) == 0)
+    if silent.size:
+        raise LayerError(
+            f"LogMel: band {silent[0]} of {n_mels} holds no bin of an FFT of {n_fft}; "
+            "use fewer bands or a longer n_fft"
+        )
+    return filters

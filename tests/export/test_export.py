@@ -1,0 +1,187 @@
+"""The exporter and the runtime together: the file's form, and the promise on whole models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from models import CONFIGS, build_model
+
+import streamssm
+from streamssm import tolerance
+from streamssm.errors import ExportError, OutputError
+from streamssm.export import OutputSpec, export
+from streamssm.export.functions import OPSET
+from streamssm.export.layers import CausalConv1d, Linear, Mamba, ReLU, Sequential, StreamingLayer
+from streamssm.manifest import EventRule, Input
+
+NAMES = tuple(CONFIGS)
+SPLIT_SETTINGS = settings(
+    max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+
+
+def draw_items(spec: Input, items: int, seed: int = 0) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    if spec.kind == "tokens":
+        return generator.integers(spec.vocabulary or 2, size=(items, *spec.shape))
+    return generator.standard_normal((items, *spec.shape)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def opened(exported: dict[str, Path]) -> dict[str, streamssm.Model]:
+    return {name: streamssm.load(path) for name, path in exported.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@SPLIT_SETTINGS
+@given(data=st.data())
+def test_any_split_is_byte_equal(opened: dict, name: str, data: st.DataObject) -> None:
+    """Pushes, a fork, a snapshot and a reset anywhere; at the default block or another."""
+    model = opened[name]
+    spec = model.manifest.input
+    block = data.draw(st.sampled_from([1, 2, 5])) * spec.hop
+    items = data.draw(st.integers(0, 9 * block))
+    cuts = sorted(data.draw(st.lists(st.integers(0, items), max_size=6)))
+    x = draw_items(spec, items, seed=items)
+    whole = model.scan(x, block=block)
+    stream, parts = model.stream(block=block), []
+    for start, stop in zip([0, *cuts], [*cuts, items], strict=True):
+        parts.append(stream.push(x[start:stop]))
+        match data.draw(st.sampled_from(["go on", "fork", "resume", "a twin resets"])):
+            case "fork":
+                stream = stream.fork()
+            case "resume":
+                stream = model.resume(stream.snapshot())
+            case "a twin resets":
+                twin = stream.fork()
+                twin.reset()
+                assert twin.position == twin.pending == 0
+    parts.append(stream.flush())
+    assert np.concatenate(parts).tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_file_equals_the_torch_model(opened: dict, name: str) -> None:
+    model, layer = opened[name], build_model(name)
+    x = draw_items(model.manifest.input, 60 * layer.hop, seed=1)
+    with torch.no_grad():
+        reference = layer(torch.from_numpy(x)[None])[0]
+    reference = next(iter(reference.values())) if isinstance(reference, dict) else reference
+    for block in (layer.hop, 7 * layer.hop, 60 * layer.hop):
+        assert tolerance.within(model.scan(x, block=block), reference[0].numpy(), "float32")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reset_forgets_everything(opened: dict, name: str) -> None:
+    model = opened[name]
+    x = draw_items(model.manifest.input, 33 * model.manifest.input.hop)
+    stream = model.stream()
+    first = stream.push(x)
+    stream.reset()
+    assert stream.push(x).tobytes() == first.tobytes()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_of_a_batch_are_the_single_streams(opened: dict, name: str) -> None:
+    model = opened[name]
+    spec = model.manifest.input
+    rows = np.stack([draw_items(spec, 24 * spec.hop, seed=row) for row in range(3)])
+    batched = model.stream(batch=3).push(rows)
+    for row in range(3):
+        assert tolerance.within(batched[row], model.stream().push(rows[row]), "float32")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_file_says_what_it_is(exported: dict[str, Path], name: str) -> None:
+    proto, layer = onnx.load(exported[name]), build_model(name)
+    manifest = streamssm.load(exported[name]).manifest
+    assert {entry.domain: entry.version for entry in proto.opset_import} == {"": OPSET, "streamssm": 1}
+    states = list(layer.state_spec())
+    assert [value.name for value in proto.graph.input] == [manifest.input.name, *states]
+    results = [output.name for output in manifest.outputs]
+    assert [value.name for value in proto.graph.output] == [*results, *(f"next.{s}" for s in states)]
+    for value in proto.graph.input:
+        assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+    used = {node.op_type for node in proto.graph.node if node.domain == "streamssm"}
+    assert used == {function.name for function in proto.functions}
+    assert manifest.parameters == sum(p.numel() for p in layer.parameters())
+    assert len(manifest.errors) == 3
+    assert all(error.max_rel < 1e-5 for error in manifest.errors)
+
+
+def test_weights_keep_their_torch_names(exported: dict[str, Path]) -> None:
+    names = {value.name for value in onnx.load(exported["sensor"]).graph.initializer}
+    assert {"backbone.layers.0.mixer.in_proj.weight.T", "backbone.layers.0.mixer.D"} <= names
+
+
+class Noisy(StreamingLayer):
+    """Traces to something else than it computes: its export must be refused."""
+
+    item_shape = (3,)
+
+    def forward(self, x, state=None):
+        y = x if torch.compiler.is_exporting() else 1.1 * x
+        return y + 0.0, self.start(x, state)
+
+
+class Branching(StreamingLayer):
+    """Depends on the values of its input, which no graph can follow."""
+
+    item_shape = (3,)
+
+    def forward(self, x, state=None):
+        return (x if x.sum() > 0 else -x), self.start(x, state)
+
+
+@pytest.mark.parametrize(
+    ("layer", "options", "message"),
+    [
+        (Noisy(), {}, "differs from the torch model by"),
+        (Branching(), {}, "torch cannot trace this model"),
+        (Linear(3, 2), {"kind": "tokens"}, "vocabulary="),
+        (Linear(3, 2), {"outputs": (OutputSpec("a"), OutputSpec("b"))}, "the outputs given are"),
+        (ReLU(), {}, "items of any shape"),
+        (Linear(3, 2).half(), {}, "torch.float16"),
+        (Linear(3, 2), {"block": 0}, "block of 0"),
+        (CausalConv1d(3, 2, 4, stride=2), {"block": 3}, "block of 3"),
+        (Linear(3, 2), {"events": EventRule("speech", "speech")}, "reads output 'speech'"),
+        (Linear(3, 2), {"events": EventRule("output", "speech", column=2)}, "column 2 of 2"),
+    ],
+    ids=[
+        "differs",
+        "branches",
+        "no vocabulary",
+        "wrong outputs",
+        "half",
+        "no block",
+        "odd block",
+        "no output",
+        "no column",
+    ],
+)
+def test_refused_export_writes_nothing(tmp_path: Path, layer, options: dict, message: str) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"as it was")
+    with pytest.raises(ExportError, match=message):
+        export(layer, path, **options)
+    assert path.read_bytes() == b"as it was"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_missing_folder_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="create the folder"):
+        export(Linear(3, 2), tmp_path / "none" / "model.onnx")
+
+
+def test_export_is_reproducible(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = Sequential(Linear(3, 8), Mamba(8, d_state=2))
+    first = export(layer, tmp_path / "a.onnx", name="same")
+    second = export(layer, tmp_path / "b.onnx", name="same")
+    assert first.sha256 == second.sha256
