@@ -7,7 +7,6 @@ model in float64 (whole, random splits, single hops), and only then put in place
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
@@ -40,6 +39,7 @@ from streamssm.manifest import (
     StateTensor,
     decode_manifest,
 )
+from streamssm.onnx_file import read_model_file, seal
 
 MAX_BYTES = 2**31 - 1
 _DTYPES = {torch.float32: "float32", torch.int64: "int64"}
@@ -134,28 +134,21 @@ def export(
     golden = Golden.of(layer, spec, names, example)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "draft.onnx"
-        draft.write_bytes(_serialise(proto, manifest, golden)[0])
+        draft.write_bytes(_serialise(proto, manifest, golden))
         errors = certify(streamssm.load(draft), golden)
-    data, manifest = _serialise(proto, msgspec.structs.replace(manifest, errors=errors), golden)
-    write_bytes(path, data)
-    return manifest
+    write_bytes(path, _serialise(proto, msgspec.structs.replace(manifest, errors=errors), golden))
+    return read_model_file(path).manifest
 
 
-def _serialise(proto: onnx.ModelProto, manifest: Manifest, golden: Golden) -> tuple[bytes, Manifest]:
-    """The file's bytes, with the hash of themselves (its own digits zeroed) in the manifest."""
+def _serialise(proto: onnx.ModelProto, manifest: Manifest, golden: Golden) -> bytes:
+    """The file's bytes, sealed with their own hash."""
     del proto.metadata_props[:]
-    metadata = {MANIFEST_KEY: manifest.encode(), GOLDEN_KEY: golden.encode()}
-    onnx.helper.set_model_props(proto, metadata)
+    onnx.helper.set_model_props(proto, {MANIFEST_KEY: manifest.encode(), GOLDEN_KEY: golden.encode()})
     if proto.ByteSize() > MAX_BYTES:
         raise ExportError(
             f"the model takes {proto.ByteSize()} bytes, one file holds {MAX_BYTES}; use a smaller model"
         )
-    data = proto.SerializeToString(deterministic=True)
-    digest = hashlib.sha256(data).hexdigest()
-    place = data.rindex(manifest.encode().encode())
-    place = data.index(DIGEST_PLACEHOLDER.encode(), place)
-    data = data[:place] + digest.encode() + data[place + len(digest) :]
-    return data, msgspec.structs.replace(manifest, sha256=digest)
+    return seal(proto.SerializeToString(deterministic=True))
 
 
 def _check(layer: StreamingLayer, kind: InputKind, vocabulary: int | None, block: int | None) -> None:

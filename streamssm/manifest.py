@@ -136,7 +136,7 @@ def decode_manifest(text: str | bytes) -> Manifest:
     """
     try:
         manifest = msgspec.json.decode(text, type=Manifest)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ManifestError(f"the manifest cannot be read: {error}; export the model again") from error
     _validate(manifest)
     return manifest

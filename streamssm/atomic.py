@@ -1,0 +1,67 @@
+"""Writes a file so that a reader sees the old content or the new, never a part.
+
+The bytes go to a temporary file in the same folder, are flushed to the disk, and the
+file is renamed over the target; the folder is flushed last, so that a power cut after
+the call cannot bring the old file back.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from streamssm.errors import OutputError
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield the path of an empty temporary file; it becomes ``path`` when the block ends.
+
+    If the block raises, the temporary file is removed and ``path`` is as it was. The
+    temporary file keeps the suffix of ``path``, for writers that look at it.
+
+    Raises:
+        OutputError: the folder is missing or not writable, or the disk is full.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(6)}{target.suffix}")
+    try:
+        # os.open, unlike tempfile, gives the file the permissions the umask asks for
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        yield temporary
+        _flush(temporary, os.O_RDWR)
+        os.replace(temporary, target)
+        _flush_folder(target.parent)
+    except OSError as error:
+        raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write ``data`` to ``path`` as a whole or not at all.
+
+    Raises:
+        OutputError: the folder is missing or not writable, or the disk is full.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _flush_folder(folder: Path) -> None:
+    # Windows cannot open a folder, and some network file systems cannot flush one
+    if os.name == "posix":
+        with suppress(OSError):
+            _flush(folder, os.O_RDONLY)
+
+
+def _flush(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

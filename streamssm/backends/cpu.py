@@ -1,0 +1,200 @@
+"""ONNX Runtime on the CPU.
+
+Every buffer of a stream is bound once, to the input or output it serves. The state has two
+sides, read and written in turn, and each direction has its own binding, so a step is one
+call with no allocation. Buffers start at a multiple of 64 bytes: vectorised sums peel
+unaligned heads, and a result must not depend on where a buffer happens to lie.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from streamssm.backends import Array
+from streamssm.backends.signature import Port, check_signature
+from streamssm.errors import BackendError, ModelFileError
+from streamssm.manifest import Manifest
+from streamssm.onnx_file import ModelFile
+
+_OLDEST = (1, 20)
+_INSTALL = f'pip install "onnxruntime>={_OLDEST[0]}.{_OLDEST[1]}"'
+_ALIGNMENT = 64
+#: failures of ONNX Runtime that are the file's fault, by class name
+_FILE_FAULTS = {"InvalidGraph", "InvalidProtobuf", "InvalidArgument"}
+
+
+def aligned(shape: tuple[int, ...], dtype: str) -> Array:
+    """Zeros that start at a multiple of 64 bytes."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def one_line(error: BaseException, limit: int = 400) -> str:
+    """The text of a backend's exception on one line of bounded length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def bound_call(session: Any, binding: Any) -> Callable[[], object]:
+    """``session.run_with_iobinding(binding)`` as a call without arguments.
+
+    It skips the session's Python layer where its attributes are as they have been so far:
+    that layer only serves WebGPU graph capture, and costs a few microseconds on each call.
+    """
+    direct = getattr(getattr(session, "_sess", None), "run_with_iobinding", None)
+    inner = getattr(binding, "_iobinding", None)
+    if direct is None or inner is None:
+        return partial(session.run_with_iobinding, binding)
+    return partial(direct, inner, None)
+
+
+def import_onnxruntime() -> Any:
+    """The onnxruntime module.
+
+    Raises:
+        BackendError: not installed, or older than this package needs.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendError(f"onnxruntime cannot be imported ({one_line(error)}); {_INSTALL}") from error
+    version = getattr(onnxruntime, "__version__", "unknown")
+    try:
+        seen = tuple(int(part) for part in version.split(".")[:2])
+    except ValueError:
+        seen = (0, 0)
+    if seen < _OLDEST:
+        raise BackendError(f"onnxruntime {version} is too old; {_INSTALL}")
+    return onnxruntime
+
+
+class CpuBackend:
+    """One session, shared by all streams of a model."""
+
+    name = "cpu"
+
+    def __init__(self, file: ModelFile) -> None:
+        self._manifest = file.manifest
+        self._runtime = import_onnxruntime()
+        self._session = self._open(file)
+        check_signature(
+            file.path,
+            file.manifest,
+            [Port(port.name, port.type, tuple(port.shape)) for port in self._session.get_inputs()],
+            [Port(port.name, port.type, tuple(port.shape)) for port in self._session.get_outputs()],
+        )
+
+    def lane(self, block: int, batch: int) -> CpuLane:
+        """Buffers for one stream, its state at zero."""
+        return CpuLane(self._runtime, self._session, self._manifest, block, batch)
+
+    def _open(self, file: ModelFile) -> Any:
+        try:
+            return self._runtime.InferenceSession(
+                os.fspath(file.path),
+                self._options(),
+                providers=["CPUExecutionProvider"],
+                enable_fallback=0,  # it prints to stdout, which is for data
+                read_config_from_model=0,  # a model does not set our options
+            )
+        except Exception as error:
+            kind = ModelFileError if type(error).__name__ in _FILE_FAULTS else BackendError
+            raise kind(
+                f"onnxruntime {self._runtime.__version__} cannot open {file.path}: {one_line(error)}"
+            ) from error
+
+    def _options(self) -> Any:
+        options = self._runtime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.execution_mode = self._runtime.ExecutionMode.ORT_SEQUENTIAL
+        # a waiting thread that spins burns a whole core between two chunks of a live stream
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        options.log_severity_level = 4  # every failure is raised, with its text
+        return options
+
+
+class CpuLane:
+    """Buffers and bindings of one stream; see :class:`streamssm.backends.Lane`."""
+
+    def __init__(self, runtime: Any, session: Any, manifest: Manifest, block: int, batch: int) -> None:
+        self._runtime, self._session, self._manifest, self._batch = runtime, session, manifest, batch
+        self.x = self._inputs(block)
+        self.y = self._outputs(block)
+        self._sides = (self._states(), self._states())
+        self._side = 0
+        self._bindings = tuple(self._bind(self.x, self.y, side) for side in (0, 1))
+        self._calls = tuple(bound_call(session, binding) for binding in self._bindings)
+
+    @property
+    def state(self) -> tuple[Array, ...]:
+        """The current state, in the manifest's order."""
+        return self._sides[self._side]
+
+    def step(self) -> None:
+        """Run the whole input block.
+
+        Raises:
+            BackendError: the run failed; the state is as it was.
+        """
+        side = self._side
+        try:
+            self._calls[side]()
+        except Exception as error:
+            raise self._failure(error) from error
+        self._side = 1 - side
+
+    def step_short(self, items: int) -> tuple[Array, ...]:
+        """Run the first ``items`` of the block; returns fresh outputs.
+
+        Raises:
+            BackendError: the run failed; the state is as it was.
+        """
+        x, y = self._inputs(items), self._outputs(items)
+        x[...] = self.x[:, :items]
+        try:
+            self._session.run_with_iobinding(self._bind(x, y, self._side))
+        except Exception as error:
+            raise self._failure(error) from error
+        self._side = 1 - self._side
+        return y
+
+    def _bind(self, x: Array, y: tuple[Array, ...], side: int) -> Any:
+        """A binding that reads the state from one side and writes it to the other."""
+        binding = self._session.io_binding()
+        wrap = self._runtime.OrtValue.ortvalue_from_numpy  # shares the array's memory
+        binding.bind_ortvalue_input(self._manifest.input.name, wrap(x))
+        for output, array in zip(self._manifest.outputs, y, strict=True):
+            binding.bind_ortvalue_output(output.name, wrap(array))
+        for index, state in enumerate(self._manifest.states):
+            binding.bind_ortvalue_input(state.name, wrap(self._sides[side][index]))
+            binding.bind_ortvalue_output(state.next, wrap(self._sides[1 - side][index]))
+        return binding
+
+    def _inputs(self, items: int) -> Array:
+        spec = self._manifest.input
+        return aligned((self._batch, items, *spec.shape), spec.dtype)
+
+    def _outputs(self, items: int) -> tuple[Array, ...]:
+        return tuple(
+            aligned((self._batch, int(items * output.per_item), *output.shape), "float32")
+            for output in self._manifest.outputs
+        )
+
+    def _states(self) -> tuple[Array, ...]:
+        return tuple(aligned((self._batch, *state.shape), state.dtype) for state in self._manifest.states)
+
+    def _failure(self, error: Exception) -> BackendError:
+        return BackendError(
+            f"onnxruntime {self._runtime.__version__} failed to run "
+            f"{self._manifest.name}: {one_line(error)}; the stream is as it was"
+        )

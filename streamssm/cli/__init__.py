@@ -1,0 +1,20 @@
+"""The command line. Commands import what is heavy when they run, so that help is instant."""
+
+from __future__ import annotations
+
+from streamssm.cli.app import cli
+from streamssm.cli.bench import bench
+from streamssm.cli.check import check
+from streamssm.cli.export import export
+from streamssm.cli.info import info
+from streamssm.cli.run import run
+
+__all__ = ["cli", "main"]
+
+for _command in (run, info, check, bench, export):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """The ``streamssm`` program."""
+    cli(prog_name="streamssm")

@@ -1,0 +1,161 @@
+"""``streamssm export``: a model from a config and weights to a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+if TYPE_CHECKING:
+    from streamssm.manifest import Manifest
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("config", type=_FILE)
+@click.option("-o", "--output", type=_FILE, required=True, help="The .onnx file to write.")
+@click.option(
+    "--weights", type=_FILE, help="A state dict: .pt, .pth or .safetensors. Default: random weights."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of random weights.")
+@click.option("--name", help="The model's name. Default: the config's, else the file's.")
+@click.option("--block", type=click.IntRange(min=1), help="Default items per backend call.")
+@click.option("--description", help="One line about the model.")
+@click.option("--license", "license_", help="Licence of the weights, as an SPDX name.")
+def export(
+    config: Path, output: Path, weights: Path | None, seed: int, license_: str | None, **given: Any
+) -> None:
+    """Build the model that CONFIG (JSON or TOML) describes and write it as one .onnx file.
+
+    The file is compared with the float64 model before it is put in place; the errors measured
+    are printed and kept in the file. Needs the extra: pip install 'streamssm[export]'.
+    """
+    from streamssm.cli.output import check_distinct, check_writable
+
+    parsed = _read_config(config)
+    check_distinct([path for path in (config, weights) if path is not None], [output])
+    check_writable(output)
+    exporter = _exporter()
+    import torch
+
+    torch.manual_seed(seed)
+    model = exporter.build(parsed)
+    if weights is not None:
+        _load_weights(model, weights)
+    options = exporter.model_options(parsed)
+    options |= {key: value for key, value in {**given, "license": license_}.items() if value is not None}
+    _print(output, exporter.export(model, output, **options))
+
+
+def _exporter() -> Any:
+    """The package ``streamssm.export``.
+
+    Raises:
+        ExportError: torch or onnx is missing.
+    """
+    from importlib import import_module
+
+    from streamssm.errors import ExportError
+
+    try:
+        for needed in ("torch", "onnx", "onnxscript"):
+            import_module(needed)
+        return import_module("streamssm.export")
+    except ImportError as error:
+        raise ExportError(f"exporting needs {error.name}; pip install 'streamssm[export]'") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """A JSON or TOML file as a dictionary.
+
+    Raises:
+        ExportError: unreadable, of another kind, or not a table.
+    """
+    import json
+    import tomllib
+
+    from streamssm.errors import ExportError
+
+    readers: dict[str, Any] = {".json": json.loads, ".toml": tomllib.loads}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise ExportError(f"{path} has the suffix {path.suffix!r}; write the config as .json or .toml")
+    try:
+        config = reader(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # JSON, TOML and UTF-8 errors are all ValueErrors
+        raise ExportError(f"{path} is not valid {path.suffix[1:].upper()}: {error}; correct it") from error
+    if not isinstance(config, dict):
+        raise ExportError(f"{path} holds a {type(config).__name__}; a config is a table of options")
+    return config
+
+
+def _load_weights(model: Any, path: Path) -> None:
+    """Fill the model from a checkpoint, strictly.
+
+    Raises:
+        ExportError: the file is no state dict, or its names or shapes are not the model's.
+    """
+    from streamssm.errors import ExportError
+
+    tensors = _read_weights(path)
+    if not isinstance(tensors, dict):
+        raise ExportError(
+            f"{path} holds a {type(tensors).__name__}, not a state dict; save model.state_dict()"
+        )
+    own = model.state_dict()
+    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or unknown:
+        raise ExportError(
+            f"{path} does not fit the config: {len(missing)} weights are missing{_some(missing)}, "
+            f"{len(unknown)} are unknown{_some(unknown)}"
+        )
+    for name, wanted in own.items():
+        if tuple(tensors[name].shape) != tuple(wanted.shape):
+            raise ExportError(
+                f"{path}: {name} has shape {list(tensors[name].shape)}, the config wants {list(wanted.shape)}"
+            )
+    model.load_state_dict(tensors)
+
+
+def _read_weights(path: Path) -> Any:
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from streamssm.errors import ExportError
+
+    if not path.is_file():
+        raise ExportError(f"{path} does not exist or is no file; check --weights")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # weights_only: a checkpoint is data, and must not run code
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise ExportError(f"{path} is not a readable checkpoint: {error}") from error
+    except Exception as error:  # pickle's own errors have no common base
+        raise ExportError(f"{path} is not a plain state dict: {type(error).__name__}: {error}") from error
+
+
+def _some(names: list[str]) -> str:
+    return f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
+
+
+def _print(path: Path, manifest: Manifest) -> None:
+    """Where it went on standard output; how exact it is on standard error."""
+    from streamssm.cli.show import binary_size
+
+    click.echo(f"{path}")
+    for error in manifest.errors:
+        line = (
+            f"{error.name}: {error.max_abs:.2g} absolute, {error.max_rel:.2g} relative, {error.items} items"
+        )
+        click.echo(line, err=True)
+    size = binary_size(path.stat().st_size)
+    click.echo(
+        f"{manifest.name}: {size}, {manifest.parameters:,} parameters, sha256 {manifest.sha256}", err=True
+    )

@@ -1,0 +1,216 @@
+"""An opened model file."""
+
+from __future__ import annotations
+
+import operator
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamssm import snapshot
+from streamssm.backends import Backend, open_backend, resolve
+from streamssm.errors import InputError, ModelFileError, UsageError
+from streamssm.manifest import Manifest
+from streamssm.onnx_file import ModelFile, read_model_file
+from streamssm.stream import Result, Stream
+
+Array = npt.NDArray[Any]
+
+_BUILT_IN = Path(__file__).parent / "models"
+
+
+def load(name_or_path: str | os.PathLike[str], backend: str = "auto") -> Model:
+    """Open a model.
+
+    ``name_or_path`` is the name of a built-in model (a string without a suffix and without
+    a folder, such as ``"vad"``) or the path of an ``.onnx`` file. ``backend`` is ``"auto"``
+    or ``"cpu"``.
+
+    Raises:
+        UsageError: there is no such backend.
+        ModelFileError: the file is missing, damaged, or no streamssm model; its
+            subclasses :class:`ManifestError` and :class:`IntegrityError` say which part.
+        BackendError: the backend is not installed or cannot run the model.
+    """
+    backend = resolve(backend)
+    file = read_model_file(find(name_or_path))
+    return Model(file, open_backend(backend, file))
+
+
+def built_in_models() -> list[str]:
+    """The names that :func:`load` knows."""
+    return sorted(path.stem for path in _BUILT_IN.glob("*.onnx"))
+
+
+def find(name_or_path: str | os.PathLike[str]) -> Path:
+    """The path that a built-in name or a path stands for.
+
+    Raises:
+        ModelFileError: there is no built-in model of this name.
+    """
+    path = Path(name_or_path)
+    if not isinstance(name_or_path, str) or path.suffix or path.name != name_or_path:
+        return path
+    names = built_in_models()
+    if name_or_path not in names:
+        known = ", ".join(names) or "none in this installation"
+        raise ModelFileError(
+            f"there is no built-in model {name_or_path!r} (built in: {known}); "
+            f"for a file give its path, with the suffix: {name_or_path}.onnx"
+        )
+    return _BUILT_IN / f"{name_or_path}.onnx"
+
+
+class Model:
+    """An opened model: immutable, shared by any number of streams and threads.
+
+    Made by :func:`streamssm.load`.
+    """
+
+    __slots__ = ("_backend", "_file")
+
+    def __init__(self, file: ModelFile, backend: Backend) -> None:
+        self._file, self._backend = file, backend
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the file says about itself."""
+        return self._file.manifest
+
+    @property
+    def path(self) -> Path:
+        """The file it was opened from."""
+        return self._file.path
+
+    @property
+    def sha256(self) -> str:
+        """The identity of the file; snapshots record it."""
+        return self._file.manifest.sha256
+
+    @property
+    def file(self) -> ModelFile:
+        """What was read from the file without running it."""
+        return self._file
+
+    @property
+    def backend(self) -> Backend:
+        """What runs the graph."""
+        return self._backend
+
+    def __repr__(self) -> str:
+        """Name, what goes in and what comes out, block, state and backend."""
+        m = self.manifest
+        rate = "" if m.input.rate is None else f" at {m.input.rate:g}/s"
+        outputs = ", ".join(f"{o.name} {list(o.shape)} x {o.per_item}" for o in m.outputs)
+        ahead = f", look-ahead {m.lookahead}" if m.lookahead else ""
+        return (
+            f"<Model {m.name}: {m.input.kind} {list(m.input.shape)}{rate} -> {outputs}; "
+            f"block {m.block}{ahead}, {m.state_bytes} bytes of state, {self._backend.name}>"
+        )
+
+    def stream(
+        self, block: int | None = None, batch: int | None = None, allow_nonfinite: bool = False
+    ) -> Stream:
+        """Open a stream at item 0.
+
+        ``block`` is the number of input items per backend call, a multiple of the hop
+        (default: the manifest's); larger is faster per item and later per result.
+        ``batch`` runs so many sequences in step. ``allow_nonfinite`` lets NaN and infinity
+        in; they may stay in the state until :meth:`Stream.reset`.
+
+        Raises:
+            UsageError: ``block`` or ``batch`` is out of range.
+        """
+        return Stream(self, self._block(block), self._rows(batch), bool(allow_nonfinite))
+
+    def resume(
+        self,
+        source: str | os.PathLike[str] | bytes,
+        block: int | None = None,
+        allow_nonfinite: bool | None = None,
+    ) -> Stream:
+        """Open the stream that :meth:`Stream.save` or :meth:`Stream.snapshot` left.
+
+        With the snapshot's own block (the default) it goes on to the same bytes as the
+        stream it was taken from. ``allow_nonfinite`` is the snapshot's own by default.
+
+        Raises:
+            SnapshotError: unreadable, damaged, of another model, or of a newer version.
+            UsageError: ``block`` is out of range.
+        """
+        saved = snapshot.decode(self, snapshot.read(source))
+        block = self._block(saved.block if block is None else block)
+        allow = saved.allow_nonfinite if allow_nonfinite is None else bool(allow_nonfinite)
+        stream = Stream(self, block, self._rows(saved.batch), allow, saved.extra)
+        stream.restore(saved.state)
+        return stream
+
+    def scan(self, x: Array, block: int | None = None, allow_nonfinite: bool = False) -> Result:
+        """Run whole sequences, ``[T, *item_shape]`` or ``[batch, T, *item_shape]``.
+
+        Equals the concatenated pushes and flush of a stream of the same block, byte for byte.
+
+        Raises:
+            InputError: ``x`` does not fit the model.
+            UsageError: ``block`` is out of range.
+            BackendError: the run failed.
+        """
+        batch = np.shape(x)[0] if np.ndim(x) == len(self.manifest.input.shape) + 2 else None
+        if batch == 0:
+            raise InputError("x has a batch of 0 sequences; pass at least one")
+        stream = self.stream(block, batch, allow_nonfinite)
+        body, tail = stream.push(x), stream.flush()
+        axis = 0 if batch is None else 1
+        if isinstance(body, dict) and isinstance(tail, dict):
+            return {name: np.concatenate([body[name], tail[name]], axis) for name in body}
+        return np.concatenate([body, tail], axis)
+
+    def golden(self) -> tuple[Array, dict[str, Array]] | None:
+        """The sample that the exporter stored: ``x [T, *item_shape]`` and, for each output,
+        the frames ``[F, *shape]`` that the graph makes of the whole of it in one call, the
+        warm-up of a look-ahead included (of an output with more than 256 columns, 256
+        evenly spaced ones). None if the file has no sample.
+
+        Raises:
+            ModelFileError: the sample cannot be read.
+        """
+        if self._file.golden is None:
+            return None
+        from safetensors import SafetensorError
+        from safetensors.numpy import load as load_tensors
+
+        try:
+            tensors = load_tensors(self._file.golden)
+            return tensors["x"], {o.name: tensors[f"y.{o.name}"] for o in self.manifest.outputs}
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise ModelFileError(
+                f"{self.path}: the golden sample cannot be read ({error!r}); export again"
+            ) from error
+
+    def duration(self, items: int) -> float | None:
+        """Seconds that ``items`` input items last; None for an input without a clock."""
+        rate = self.manifest.input.rate
+        return None if rate is None else items / rate
+
+    def _block(self, block: int | None) -> int:
+        hop = self.manifest.input.hop
+        size = _integer("block", self.manifest.block if block is None else block)
+        if size < 1 or size % hop:
+            raise UsageError(f"block = {size} is not a positive multiple of the hop of {hop} items")
+        return size
+
+    @staticmethod
+    def _rows(batch: int | None) -> int | None:
+        if batch is not None and _integer("batch", batch) < 1:
+            raise UsageError(f"batch = {batch} is not positive; leave it out for one sequence")
+        return batch
+
+
+def _integer(name: str, value: object) -> int:
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise UsageError(f"{name} = {value!r} is not an integer") from error

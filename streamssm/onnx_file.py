@@ -1,0 +1,334 @@
+"""Reads and checks a model file without the onnx package and without a backend.
+
+An ONNX file is one protobuf message. The walk below visits the few fields that decide
+whether the file is ours and safe to open (manifest, operators, external data) and steps
+over everything else, so a file of any size is checked without being decoded. Field
+numbers are those of ``onnx.proto``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import mmap
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from streamssm.errors import IntegrityError, ManifestError, ModelFileError
+from streamssm.manifest import DIGEST_PLACEHOLDER, GOLDEN_KEY, MANIFEST_KEY, Manifest, decode_manifest
+
+#: operator domains a model may use; every other is code we know nothing of
+ALLOWED_DOMAINS = frozenset({"", "ai.onnx", "streamssm", "com.microsoft"})
+#: operators of an allowed domain that make a backend open another file
+REFUSED_OPS = frozenset({("com.microsoft", "EPContext")})
+
+_CHUNK = 1 << 20
+_MAX_DEPTH = 32
+
+Buffer = bytes | mmap.mmap
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """What a model file says, read without running it.
+
+    ``op_counts`` holds the number of nodes for each ``(domain, operator)``, nodes inside
+    control flow and function bodies included; ``functions`` holds ``(domain, name)`` of the
+    model-local functions; ``golden`` is the golden sample as safetensors, if there is one.
+    """
+
+    path: Path
+    manifest: Manifest
+    golden: bytes | None
+    op_counts: Mapping[tuple[str, str], int]
+    functions: frozenset[tuple[str, str]]
+
+    @property
+    def domains(self) -> frozenset[str]:
+        """Operator domains in use; ``""`` is the standard one."""
+        return frozenset(domain for domain, _ in self.op_counts)
+
+
+def read_model_file(path: str | os.PathLike[str]) -> ModelFile:
+    """Read the manifest of a model file and check the file against it.
+
+    Raises:
+        ModelFileError: missing, truncated, not an ONNX file, not a streamssm model, an
+            operator domain or an external file that is not allowed.
+        ManifestError: the manifest cannot be decoded.
+        IntegrityError: the content does not have the sha256 that the manifest records.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise ModelFileError(f"{path} is empty; copy or export it again")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _read(path, data)
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def seal(data: bytes) -> bytes:
+    """Record the sha256 of a serialised model in its manifest, whose ``sha256`` must be
+    64 zeros, and return the new bytes; they differ in these 64 bytes only.
+
+    Raises:
+        ModelFileError: ``data`` holds no manifest with 64 zeros in it.
+    """
+    contents = _walk_model(Path("model"), data)
+    start = _digest_start(data, _manifest_span(Path("model"), contents), DIGEST_PLACEHOLDER)
+    digest = _digest(data, start)
+    return data[:start] + digest.encode() + data[start + len(digest) :]
+
+
+def _read(path: Path, data: Buffer) -> ModelFile:
+    contents = _walk_model(path, data)
+    span = _manifest_span(path, contents)
+    manifest = decode_manifest(bytes(data[slice(*span)]))
+    _check_digest(path, data, span, manifest)
+    _check_ops(path, contents)
+    for location in sorted(contents.external):
+        _check_external(path, location)
+    return ModelFile(
+        path, manifest, _golden(path, data, contents), dict(contents.ops), frozenset(contents.functions)
+    )
+
+
+# The manifest, its digest, the golden sample.
+
+Span = tuple[int, int]
+
+
+def _manifest_span(path: Path, contents: _Contents) -> Span:
+    spans = contents.metadata.get(MANIFEST_KEY, [])
+    if not contents.has_graph:
+        raise ModelFileError(f"{path} holds no graph: it is not an ONNX model, or only a part of one")
+    if len(spans) != 1:
+        raise ModelFileError(
+            f"{path} is an ONNX file with {len(spans)} streamssm manifests, a model has one: "
+            "the file was cut short, or not written by streamssm.export"
+        )
+    return spans[0]
+
+
+def _check_digest(path: Path, data: Buffer, span: Span, manifest: Manifest) -> None:
+    start = _digest_start(data, span, manifest.sha256)
+    actual = _digest(data, start)
+    if actual != manifest.sha256:
+        raise IntegrityError(
+            f"{path} has sha256 {actual[:16]}..., its manifest records {manifest.sha256[:16]}...: "
+            "the file is damaged or was edited; copy or export it again"
+        )
+
+
+def _digest_start(data: Buffer, span: Span, digest: str) -> int:
+    """Where the digest's digits lie in the file."""
+    text, digits = data[span[0] : span[1]], digest.encode()
+    if len(digits) != len(DIGEST_PLACEHOLDER) or text.count(digits) != 1:
+        raise ManifestError(
+            f"the manifest's sha256 {digest[:16]!r} is not 64 digits found once in it; export the model again"
+        )
+    return span[0] + text.index(digits)
+
+
+def _digest(data: Buffer, start: int) -> str:
+    """sha256 of the whole file with the digits at ``start`` set to zero."""
+    end = start + len(DIGEST_PLACEHOLDER)
+    total = hashlib.sha256()
+    _update(total, data, 0, start)
+    total.update(DIGEST_PLACEHOLDER.encode())
+    _update(total, data, end, len(data))
+    return total.hexdigest()
+
+
+def _update(total: hashlib._Hash, data: Buffer, start: int, end: int) -> None:
+    for at in range(start, end, _CHUNK):
+        total.update(data[at : min(at + _CHUNK, end)])
+
+
+def _golden(path: Path, data: Buffer, contents: _Contents) -> bytes | None:
+    spans = contents.metadata.get(GOLDEN_KEY)
+    if not spans:
+        return None
+    try:
+        return base64.b64decode(data[spans[0][0] : spans[0][1]], validate=True)
+    except binascii.Error as error:
+        raise ModelFileError(f"{path}: the golden sample is not base64 ({error}); export again") from error
+
+
+# What a model may contain.
+
+
+def _check_ops(path: Path, contents: _Contents) -> None:
+    foreign = {op for op in contents.ops if op[0] not in ALLOWED_DOMAINS or op in REFUSED_OPS}
+    if foreign:
+        names = ", ".join(sorted(f"{domain}::{name}" for domain, name in foreign)[:4])
+        raise ModelFileError(
+            f"{path} uses operators that are not allowed: {names}; "
+            f"allowed domains: {', '.join(sorted(ALLOWED_DOMAINS - {''}))}"
+        )
+
+
+def _check_external(path: Path, location: str) -> None:
+    """External weights must be a plain file inside the model's own folder."""
+    folder = path.resolve().parent
+    parts = {*PurePosixPath(location).parts, *PureWindowsPath(location).parts}
+    # '*' starts the marker by which ONNX Runtime is told to read raw memory
+    plain = location and "\0" not in location and "*" not in location and ".." not in parts
+    if (
+        not plain
+        or PurePosixPath(location).is_absolute()
+        or PureWindowsPath(location).anchor
+        or not (folder / location).resolve().is_relative_to(folder)
+    ):
+        raise ModelFileError(
+            f"{path} keeps weights in {location!r}, outside its own folder; export it as one file"
+        )
+    if not (folder / location).is_file():
+        raise ModelFileError(f"{path} keeps weights in {location!r}, which is missing; copy both files")
+
+
+# The walk. Each message kind lists the fields that lead to another kind of interest.
+
+_METADATA, _GRAPH, _NODE, _ATTRIBUTE = "metadata", "graph", "node", "attribute"
+_TENSOR, _SPARSE, _EXTERNAL = "tensor", "sparse tensor", "external data"
+_FUNCTION, _TRAINING = "function", "training info"
+_CHILDREN: dict[str, dict[int, str]] = {
+    "model": {7: _GRAPH, 14: _METADATA, 20: _TRAINING, 25: _FUNCTION},
+    _GRAPH: {1: _NODE, 5: _TENSOR, 15: _SPARSE},
+    _NODE: {5: _ATTRIBUTE},
+    _ATTRIBUTE: {5: _TENSOR, 6: _GRAPH, 10: _TENSOR, 11: _GRAPH, 22: _SPARSE, 23: _SPARSE},
+    _SPARSE: {1: _TENSOR, 2: _TENSOR},
+    _FUNCTION: {7: _NODE, 11: _ATTRIBUTE},
+    _TRAINING: {1: _GRAPH, 2: _GRAPH},
+    _TENSOR: {13: _EXTERNAL},
+    _EXTERNAL: {},
+    _METADATA: {},
+}
+#: the string fields of a kind, by meaning
+_STRINGS: dict[str, dict[int, str]] = {
+    _NODE: {4: "name", 7: "domain"},
+    _FUNCTION: {1: "name", 10: "domain"},
+    _METADATA: {1: "key", 2: "value"},
+    _EXTERNAL: {1: "key", 2: "value"},
+}
+
+
+@dataclass
+class _Contents:
+    """What the walk collected; metadata values are spans, they can be large."""
+
+    metadata: dict[str, list[Span]] = field(default_factory=dict)
+    ops: Counter[tuple[str, str]] = field(default_factory=Counter)
+    functions: set[tuple[str, str]] = field(default_factory=set)
+    external: set[str] = field(default_factory=set)
+    has_graph: bool = False
+
+
+class _MalformedError(Exception):
+    """Not protobuf, or cut short."""
+
+
+def _walk_model(path: Path, data: Buffer) -> _Contents:
+    contents = _Contents()
+    try:
+        _walk(data, 0, len(data), "model", contents, 0)
+    except (_MalformedError, UnicodeDecodeError) as error:
+        raise ModelFileError(f"{path} {_diagnosis(data, error)}") from error
+    return contents
+
+
+def _walk(data: Buffer, at: int, end: int, kind: str, contents: _Contents, depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        raise _MalformedError(f"graphs nested deeper than {_MAX_DEPTH}")
+    children, strings = _CHILDREN[kind], _STRINGS.get(kind, {})
+    found: dict[str, Span] = {}
+    for number, wire, start, stop in _fields(data, at, end):
+        if wire == 2 and number in children:
+            contents.has_graph |= kind == "model" and number == 7
+            _walk(data, start, stop, children[number], contents, depth + 1)
+        elif wire == 2 and number in strings:
+            found[strings[number]] = (start, stop)
+    _note(data, kind, found, contents)
+
+
+def _note(data: Buffer, kind: str, found: dict[str, Span], contents: _Contents) -> None:
+    """Record a node, a function, a metadata entry or the place of external data."""
+    nothing = (0, 0)
+    if kind == _METADATA:
+        key = _text(data, found.get("key", nothing))
+        contents.metadata.setdefault(key, []).append(found.get("value", nothing))
+    elif kind == _EXTERNAL:
+        if _text(data, found.get("key", nothing)) == "location":
+            contents.external.add(_text(data, found.get("value", nothing)))
+    elif kind in (_NODE, _FUNCTION):
+        name = (_text(data, found.get("domain", nothing)), _text(data, found.get("name", nothing)))
+        if kind == _NODE:
+            contents.ops[name] += 1
+        else:
+            contents.functions.add(name)
+
+
+def _fields(data: Buffer, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Fields of the message in ``data[at:end]``: number, wire type, start and end of the value."""
+    while at < end:
+        key, start = _varint(data, at, end)
+        number, wire = key >> 3, key & 7
+        if wire == 2:
+            length, start = _varint(data, start, end)
+            stop = start + length
+        elif wire == 0:
+            stop = _varint(data, start, end)[1]
+        elif wire in (1, 5):
+            stop = start + (8 if wire == 1 else 4)
+        else:
+            raise _MalformedError(f"byte {at} is no field of a protobuf message")
+        if number == 0:
+            raise _MalformedError(f"byte {at} is no field of a protobuf message")
+        if stop > end:
+            raise _MalformedError(
+                f"the field at byte {at} needs {stop - start} bytes, {end - start} are left"
+            )
+        yield number, wire, start, stop
+        at = stop
+
+
+def _varint(data: Buffer, at: int, end: int) -> tuple[int, int]:
+    """The variable-length integer at ``at`` and the position after it."""
+    value = shift = 0
+    while at < end and shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise _MalformedError(f"the number before byte {at} does not end")
+
+
+def _text(data: Buffer, span: Span) -> str:
+    return data[span[0] : span[1]].decode()
+
+
+_KNOWN = {
+    b"PK\x03\x04": "a zip archive, such as a PyTorch checkpoint",
+    b"GGUF": "a GGUF file",
+    b"version https://git-lfs": "a Git LFS pointer: run 'git lfs pull'",
+    b"\x89HDF": "an HDF5 file",
+    b"<": "a web page",
+    b"{": "JSON text",
+}
+
+
+def _diagnosis(data: Buffer, error: Exception) -> str:
+    head = data[:24]
+    # every ONNX writer puts the IR version, field 1, first
+    if head[:1] == b"\x08":
+        return f"is truncated or damaged after {len(data)} bytes: {error}; copy or export it again"
+    known = next((what for magic, what in _KNOWN.items() if head.startswith(magic)), None)
+    return f"is not an ONNX file: it is {known or f'something that begins with {head!r}'}"

@@ -1,0 +1,50 @@
+"""Standard input: wav when it starts with a wav header, else what ``--input-format`` says."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+
+from streamssm.errors import SourceError
+from streamssm.sources import raw, table, text, wav
+from streamssm.sources.base import Request, Source
+from streamssm.sources.bytestream import ByteStream
+
+NAME = "standard input"
+_OPENERS: Mapping[str, Callable[[str, ByteStream, Request], Source]] = {
+    "wav": wav.open_stream,
+    "csv": table.open_stream,
+    "bytes": text.open_stream,
+    **dict.fromkeys(raw.ENCODINGS, raw.open_stream),
+}
+
+
+def open_stdin(request: Request) -> Source:
+    """The source "-".
+
+    Raises:
+        SourceError: the format cannot be told, or cannot be read from a pipe.
+    """
+    if sys.stdin is None:  # the shell's <&-
+        raise SourceError(f"{NAME} is closed; name a file instead of -")
+    stream = ByteStream(sys.stdin.buffer, owned=False)
+    name = request.format if request.format != "auto" else _guess(stream, request)
+    if name not in _OPENERS:
+        raise SourceError(f"{NAME} cannot carry {name}; save it to a file, or use {', '.join(_OPENERS)}")
+    return _OPENERS[name](NAME, stream, request.with_format(name))
+
+
+def _guess(stream: ByteStream, request: Request) -> str:
+    if text.takes_bytes(request):
+        return "bytes"
+    if request.input.kind != "samples":
+        return "csv"
+    start = stream.peek(4)
+    if start in (b"RIFF", b"RF64"):
+        return "wav"
+    if not start:
+        raise SourceError(f"{NAME} is empty; there is nothing to push")
+    raise SourceError(
+        f"{NAME} starts with {start!r}, not with a wav header; for raw samples pass --input-format s16le "
+        "or f32le, other audio save to a file"
+    )
