@@ -126,6 +126,7 @@ def export(
         events=events,
         provenance=provenance or {},
     )
+    _check_names(manifest)
     try:
         decode_manifest(manifest.encode())
     except ManifestError as error:
@@ -165,6 +166,15 @@ def _check(layer: StreamingLayer, kind: InputKind, vocabulary: int | None, block
             raise ExportError(
                 f"weight {name} has dtype {parameter.dtype}; call model.float() before exporting"
             )
+
+
+def _check_names(manifest: Manifest) -> None:
+    """No two inputs and no two outputs of the graph may share a name, nor an input and an output."""
+    states = [name for state in manifest.states for name in (state.name, state.next)]
+    names = [manifest.input.name, *(output.name for output in manifest.outputs), *states]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ExportError(f"{twice[0]!r} names two of input, outputs and states; rename the output or layer")
 
 
 def _dtype(dtype: torch.dtype) -> str:

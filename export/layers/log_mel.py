@@ -23,7 +23,7 @@ from streamssm.kernels.reference import hann, mel_filters
 class LogMel(StreamingLayer):
     """Samples x [B, T] -> y [B, T / hop, n_mels].
 
-    State: ``samples`` [B, history], the past that the next frame needs, in whole hops. ``n_fft`` defaults
+    State: ``past`` [B, history], the samples that the next frame needs, in whole hops. ``n_fft`` defaults
     to the window, ``f_max`` to half the sample rate. ``eps`` is added to the mel power.
     """
 
@@ -54,19 +54,19 @@ class LogMel(StreamingLayer):
 
     def state_spec(self) -> dict[str, StateSpec]:
         """Past samples; none when frames do not overlap."""
-        return {"samples": StateSpec((self.past,))} if self.past else {}
+        return {"past": StateSpec((self.past,))} if self.past else {}
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Frames, spectrum, bands: in the dtype of the constants, float32 or better."""
         state = self.start(x, state)
         samples = x.to(self.fourier.dtype)
         if self.past:
-            samples = torch.cat([state["samples"].to(samples.dtype), samples], dim=1)
+            samples = torch.cat([state["past"].to(samples.dtype), samples], dim=1)
         frames = windows(samples[:, :, None], self.window, self.hop)
         real, imaginary = (frames @ self.fourier).chunk(2, dim=-1)
         bands = (real.square() + imaginary.square()) @ self.filters
         y = torch.log(bands + self.eps).to(x.dtype)
-        return y, ({"samples": samples[:, -self.past :].to(state["samples"].dtype)} if self.past else state)
+        return y, ({"past": samples[:, -self.past :].to(state["past"].dtype)} if self.past else state)
 
 
 def _fourier(window: int, n_fft: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import CONFIGS, build_model
+from splitting import assert_one_random_split_is_byte_equal, draw_items
 
 import streamssm
 from streamssm import tolerance
@@ -18,19 +19,12 @@ from streamssm.errors import ExportError, OutputError
 from streamssm.export import OutputSpec, export
 from streamssm.export.functions import OPSET
 from streamssm.export.layers import CausalConv1d, Linear, Mamba, ReLU, Sequential, StreamingLayer
-from streamssm.manifest import EventRule, Input
+from streamssm.manifest import EventRule
 
 NAMES = tuple(CONFIGS)
 SPLIT_SETTINGS = settings(
     max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
-
-
-def draw_items(spec: Input, items: int, seed: int = 0) -> np.ndarray:
-    generator = np.random.default_rng(seed)
-    if spec.kind == "tokens":
-        return generator.integers(spec.vocabulary or 2, size=(items, *spec.shape))
-    return generator.standard_normal((items, *spec.shape)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -42,28 +36,7 @@ def opened(exported: dict[str, Path]) -> dict[str, streamssm.Model]:
 @SPLIT_SETTINGS
 @given(data=st.data())
 def test_any_split_is_byte_equal(opened: dict, name: str, data: st.DataObject) -> None:
-    """Pushes, a fork, a snapshot and a reset anywhere; at the default block or another."""
-    model = opened[name]
-    spec = model.manifest.input
-    block = data.draw(st.sampled_from([1, 2, 5])) * spec.hop
-    items = data.draw(st.integers(0, 9 * block))
-    cuts = sorted(data.draw(st.lists(st.integers(0, items), max_size=6)))
-    x = draw_items(spec, items, seed=items)
-    whole = model.scan(x, block=block)
-    stream, parts = model.stream(block=block), []
-    for start, stop in zip([0, *cuts], [*cuts, items], strict=True):
-        parts.append(stream.push(x[start:stop]))
-        match data.draw(st.sampled_from(["go on", "fork", "resume", "a twin resets"])):
-            case "fork":
-                stream = stream.fork()
-            case "resume":
-                stream = model.resume(stream.snapshot())
-            case "a twin resets":
-                twin = stream.fork()
-                twin.reset()
-                assert twin.position == twin.pending == 0
-    parts.append(stream.flush())
-    assert np.concatenate(parts).tobytes() == whole.tobytes()
+    assert_one_random_split_is_byte_equal(opened[name], data)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -147,6 +120,7 @@ class Branching(StreamingLayer):
         (Linear(3, 2), {"kind": "tokens"}, "vocabulary="),
         (Linear(3, 2), {"outputs": (OutputSpec("a"), OutputSpec("b"))}, "the outputs given are"),
         (ReLU(), {}, "items of any shape"),
+        (Linear(3, 2), {"outputs": (OutputSpec("features"),)}, "'features' names two"),
         (Linear(3, 2).half(), {}, "torch.float16"),
         (Linear(3, 2), {"block": 0}, "block of 0"),
         (CausalConv1d(3, 2, 4, stride=2), {"block": 3}, "block of 3"),
