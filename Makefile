@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+# onnxruntime otherwise reports on its use, and keeps an identifier in the home folder
+export ORT_DISABLE_TELEMETRY := 1
 RECORDING := examples/audio/speech.wav
 
 .PHONY: run test lint format bench clean

@@ -7,6 +7,7 @@ model in float64 (whole, random splits, single hops), and only then put in place
 from __future__ import annotations
 
 import copy
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -84,14 +85,15 @@ def export(
         provenance: anything JSON can hold about where the weights come from.
 
     Raises:
-        ExportError: the model cannot be traced, or the exported file differs from it by more
-            than the tolerance table allows. Nothing is written then.
+        ExportError: an argument does not fit the model, the model cannot be traced, or the file
+            differs from it by more than the tolerance table allows. Nothing is written then.
         OutputError: ``path`` cannot be written.
     """
     path = Path(path)
     _require_writable(path)
+    _check(model, kind, vocabulary, block)
+    _check_values(model, rate)
     layer = copy.deepcopy(model).cpu().eval()
-    _check(layer, kind, vocabulary, block)
     spec = Input(
         name=kind,
         kind=kind,
@@ -103,6 +105,8 @@ def export(
         front_end=front_end,
     )
     names = tuple(output.name for output in outputs)
+    if not all(names) or not names:
+        raise ExportError(f"the outputs are named {list(names)}; give at least one, and a name to each")
     traced = trace_outputs(layer, names, vocabulary)
     manifest = Manifest(
         format=FORMAT,
@@ -127,16 +131,20 @@ def export(
         provenance=provenance or {},
     )
     _check_names(manifest)
+    _check_labels(manifest)
     try:
         decode_manifest(manifest.encode())
-    except ManifestError as error:
-        raise ExportError(str(error)) from error
+    except (ManifestError, TypeError) as error:
+        raise ExportError(f"the file cannot say this about itself: {error}") from error
     proto = trace(layer, kind, names, vocabulary)
     golden = Golden.of(layer, spec, names, example)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "draft.onnx"
         draft.write_bytes(_serialise(proto, manifest, golden))
-        errors = certify(streamssm.load(draft), golden)
+        try:
+            errors = certify(streamssm.load(draft), golden)
+        except ManifestError as error:
+            raise ExportError(f"the traced graph is not what the model says: {error}") from error
     write_bytes(path, _serialise(proto, msgspec.structs.replace(manifest, errors=errors), golden))
     return read_model_file(path).manifest
 
@@ -153,18 +161,43 @@ def _serialise(proto: onnx.ModelProto, manifest: Manifest, golden: Golden) -> by
 
 
 def _check(layer: StreamingLayer, kind: InputKind, vocabulary: int | None, block: int | None) -> None:
+    if not isinstance(layer, StreamingLayer):
+        raise ExportError(f"the model is a {type(layer).__name__}, not a StreamingLayer; wrap it in one")
     if layer.item_shape is None:
         raise ExportError(
             "the model's first layer takes items of any shape; put one first that knows its own"
         )
     if kind == "tokens" and not vocabulary:
         raise ExportError("a token model needs vocabulary=, the number of different tokens")
+    if (kind == "tokens") != (layer.item_dtype == torch.int64):
+        raise ExportError(
+            f"the model takes items of {layer.item_dtype}, which does not fit the kind {kind!r}"
+        )
+    if layer.vocabulary is not None and (vocabulary or 0) > layer.vocabulary:
+        raise ExportError(f"vocabulary = {vocabulary} is beyond the model's {layer.vocabulary} tokens")
     if block is not None and (block < 1 or block % layer.hop):
         raise ExportError(f"the block of {block} items is not a positive multiple of the hop of {layer.hop}")
+
+
+def _check_values(layer: StreamingLayer, rate: float | None) -> None:
+    if rate is not None and not 0 < rate < math.inf:
+        raise ExportError(f"rate = {rate} must be a positive number of items per second, or None")
     for name, parameter in layer.named_parameters():
         if parameter.dtype != torch.float32:
             raise ExportError(
                 f"weight {name} has dtype {parameter.dtype}; call model.float() before exporting"
+            )
+        if not parameter.isfinite().all():
+            raise ExportError(f"weight {name} holds NaN or infinity; the training has diverged")
+
+
+def _check_labels(manifest: Manifest) -> None:
+    for output in manifest.outputs:
+        columns = output.shape[-1] if output.shape else 1
+        if output.labels and len(output.labels) != columns:
+            raise ExportError(
+                f"output {output.name!r} has {columns} columns and {len(output.labels)} labels; "
+                "give one for each column, or none"
             )
 
 

@@ -13,6 +13,7 @@ from fractions import Fraction
 
 import onnx
 import torch
+from onnxscript import ir
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -113,9 +114,23 @@ def trace(
             )
     except Exception as error:
         raise ExportError(f"torch cannot trace this model: {_first_cause(error)}") from error
+    _free_names(program.model.graph)
     model = program.model_proto
     _finish(model, layer, input_name)
     return model
+
+
+def _free_names(graph: ir.Graph) -> None:
+    """Rename what torch called like an input or output: a head may well be named "linear"."""
+    ends = {value.name: value for value in (*graph.inputs, *graph.outputs)}
+    inner = [value for node in graph.all_nodes() for value in node.outputs]
+    names = {value.name for value in (*inner, *graph.initializers.values())} | set(ends)
+    for value in (*inner, *graph.initializers.values()):
+        if value.name in ends and value is not ends[value.name]:
+            stem, number = value.name, 1
+            while value.name in names:
+                value.name, number = f"{stem}.{number}", number + 1
+            names.add(value.name)
 
 
 def _finish(model: onnx.ModelProto, layer: StreamingLayer, input_name: str) -> None:
@@ -148,9 +163,11 @@ def _name_weights(model: onnx.ModelProto, layer: StreamingLayer) -> None:
         if parameter.ndim == 2:
             names.setdefault(_fingerprint(parameter.detach().T), f"{name}.T")
         names.setdefault(_fingerprint(parameter.detach()), name)
-    taken = {value.name for value in model.graph.initializer}
+    graph = model.graph
+    taken = {value.name for value in (*graph.initializer, *graph.input, *graph.output)}
+    taken.update(name for node in graph.node for name in node.output)
     renamed = {}
-    for value in model.graph.initializer:
+    for value in graph.initializer:
         wanted = value.name.removeprefix("layer.")
         if wanted == value.name and value.dims:
             content = torch.from_numpy(onnx.numpy_helper.to_array(value).copy())
@@ -159,7 +176,7 @@ def _name_weights(model: onnx.ModelProto, layer: StreamingLayer) -> None:
             taken.add(wanted)
             renamed[value.name] = wanted
             value.name = wanted
-    for node in model.graph.node:
+    for node in graph.node:
         for i, name in enumerate(node.input):
             node.input[i] = renamed.get(name, name)
 

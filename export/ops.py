@@ -5,13 +5,14 @@ Shapes: B batch, T items, D channels, N state size, K conv width, H heads, P hea
 G groups, W window, R rotary dims. Definitions and sources: ``streamssm.kernels.reference``.
 
 Numeric policy: inputs are brought to the state's dtype (float32), the result returns in the
-dtype of the data. The matrix forms multiply masked items by zero, so a NaN in a later item
-of the *same* call reaches earlier ones: padding belongs outside the call
+dtype of the data, under autocast too. The matrix forms multiply masked items by zero, so a
+NaN in a later item of the *same* call reaches earlier ones: padding belongs outside the call
 (:func:`streamssm.export.layers.ragged.forward_ragged`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -27,7 +28,8 @@ def causal_conv1d(
     """Depthwise causal convolution, x [B, T, D], weight [K, D], state [B, K-1, D]."""
     if torch.compiler.is_exporting():
         return torch.ops.streamssm.causal_conv1d(x, weight, bias, state, silu)
-    return _causal_conv1d(x, weight, bias, state, silu)
+    with full_precision(x):
+        return _causal_conv1d(x, weight, bias, state, silu)
 
 
 def selective_scan(
@@ -44,7 +46,8 @@ def selective_scan(
     """Gated selective scan of Mamba; x, dt, z [B, T, D], A [N, D], B, C [B, T, N], state [B, N, D]."""
     if torch.compiler.is_exporting():
         return torch.ops.streamssm.selective_scan(x, dt, A, B, C, D, dt_bias, z, state)
-    return _selective_scan(x, dt, A, B, C, D, dt_bias, z, state)
+    with full_precision(x):
+        return _selective_scan(x, dt, A, B, C, D, dt_bias, z, state)
 
 
 def state_space_dual(
@@ -53,7 +56,8 @@ def state_space_dual(
     """Scan of Mamba-2; x [B, T, H, P], dt [B, T, H], B, C [B, T, G, N], D [H, P], state [B, H, N, P]."""
     if torch.compiler.is_exporting():
         return torch.ops.streamssm.state_space_dual(x, dt, A, B, C, D, state)
-    return _state_space_dual(x, dt, A, B, C, D, state)
+    with full_precision(x):
+        return _state_space_dual(x, dt, A, B, C, D, state)
 
 
 def sliding_window_attention(
@@ -70,7 +74,8 @@ def sliding_window_attention(
     key, value [B, Hkv, W, dh] (a ring, un-rotated), position [B] int64."""
     if torch.compiler.is_exporting():
         return torch.ops.streamssm.sliding_window_attention(q, k, v, inv_freq, key, value, position, scale)
-    return _sliding_window_attention(q, k, v, inv_freq, key, value, position, scale)
+    with full_precision(q):
+        return _sliding_window_attention(q, k, v, inv_freq, key, value, position, scale)
 
 
 def gru(
@@ -79,7 +84,8 @@ def gru(
     """One GRU layer with torch's weight layout (gates r, z, n); x [B, T, I], h [B, D]."""
     if torch.compiler.is_exporting():
         return torch.ops.streamssm.gru(x, weight_ih, weight_hh, bias_ih, bias_hh, h)
-    return _gru(x, weight_ih, weight_hh, bias_ih, bias_hh, h)
+    with full_precision(x):
+        return _gru(x, weight_ih, weight_hh, bias_ih, bias_hh, h)
 
 
 def lstm(
@@ -94,7 +100,16 @@ def lstm(
     """One LSTM layer with torch's weight layout (gates i, f, g, o); x [B, T, I], h, c [B, D]."""
     if torch.compiler.is_exporting():
         return torch.ops.streamssm.lstm(x, weight_ih, weight_hh, bias_ih, bias_hh, h, c)
-    return _lstm(x, weight_ih, weight_hh, bias_ih, bias_hh, h, c)
+    with full_precision(x):
+        return _lstm(x, weight_ih, weight_hh, bias_ih, bias_hh, h, c)
+
+
+def full_precision(x: Tensor) -> contextlib.AbstractContextManager:
+    """Autocast switched off on x's device: it would run the recurrence in 16 bits."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
 
 
 # --- plain torch ------------------------------------------------------------------------

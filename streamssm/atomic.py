@@ -2,7 +2,8 @@
 
 The bytes go to a temporary file in the same folder, are flushed to the disk, and the
 file is renamed over the target; the folder is flushed last, so that a power cut after
-the call cannot bring the old file back.
+the call cannot bring the old file back. A link is followed and stays; a device is refused,
+for a rename would put a plain file in its place.
 """
 
 from __future__ import annotations
@@ -16,6 +17,20 @@ from pathlib import Path
 from streamssm.errors import OutputError
 
 
+def target_of(path: str | os.PathLike[str]) -> Path:
+    """The file that writing to ``path`` replaces.
+
+    Raises:
+        OutputError: it is a folder, a device or a pipe.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise OutputError(f"{path} is a folder; name a file in it")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{path} is a device or a pipe, which cannot be replaced; name a file")
+    return target
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield the path of an empty temporary file; it becomes ``path`` when the block ends.
@@ -24,9 +39,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary file keeps the suffix of ``path``, for writers that look at it.
 
     Raises:
-        OutputError: the folder is missing or not writable, or the disk is full.
+        OutputError: the folder is missing or not writable, the disk is full, or the path
+            is a folder or a device.
     """
-    target = Path(path)
+    target = target_of(path)
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(6)}{target.suffix}")
     try:
         # os.open, unlike tempfile, gives the file the permissions the umask asks for
@@ -36,7 +52,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
         _flush_folder(target.parent)
     except OSError as error:
-        raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
             temporary.unlink()

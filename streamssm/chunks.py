@@ -135,4 +135,7 @@ class ChunkRule:
         where = f"{array[first]} at index {list(first)} ({int(bad.sum())} such of {array.size} values)"
         if self._last is not None:
             return f"the chunk holds {where}; tokens go from 0 to {self._last}"
-        return f"the chunk holds {where}; replace it, or open the stream with allow_nonfinite=True"
+        return (
+            f"the chunk holds {where}; replace it, or pass it on with allow_nonfinite=True, "
+            "on the command line --allow-nonfinite"
+        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -23,6 +23,9 @@ DIGEST_PLACEHOLDER = "0" * 64
 InputKind = Literal["samples", "features", "tokens"]
 OutputKind = Literal["probability", "logits", "features", "samples"]
 DType = Literal["float32", "int64"]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Shape = tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
+Rate = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,10 +38,10 @@ class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     kind: InputKind
     dtype: DType
-    shape: tuple[int, ...] = ()
-    rate: float | None = None
+    shape: Shape = ()
+    rate: Rate | None = None
     hop: int = 1
-    vocabulary: int | None = None
+    vocabulary: Count | None = None
     front_end: str = ""
 
 
@@ -47,7 +50,7 @@ class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     kind: OutputKind
-    shape: tuple[int, ...]
+    shape: Shape
     ratio: tuple[int, int] = (1, 1)
     labels: tuple[str, ...] = ()
 
@@ -62,7 +65,7 @@ class StateTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     next: str
-    shape: tuple[int, ...]
+    shape: Shape
     dtype: DType = "float32"
 
     @property
@@ -171,6 +174,8 @@ def _validate_events(rule: EventRule, outputs: tuple[Output, ...]) -> None:
     if output is None:
         names = ", ".join(output.name for output in outputs)
         raise ManifestError(f"the event rule reads output {rule.output!r}; the model has {names}")
+    if len(output.shape) > 1:
+        raise ManifestError(f"the event rule reads output {rule.output!r} of shape {output.shape}, not a row")
     columns = math.prod(output.shape)
     if not 0 <= rule.column < columns:
         raise ManifestError(f"the event rule reads column {rule.column} of {columns} in {rule.output!r}")

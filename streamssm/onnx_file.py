@@ -16,7 +16,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 from streamssm.errors import IntegrityError, ManifestError, ModelFileError
 from streamssm.manifest import DIGEST_PLACEHOLDER, GOLDEN_KEY, MANIFEST_KEY, Manifest, decode_manifest
@@ -89,11 +89,13 @@ def seal(data: bytes) -> bytes:
 def _read(path: Path, data: Buffer) -> ModelFile:
     contents = _walk_model(path, data)
     span = _manifest_span(path, contents)
-    manifest = decode_manifest(bytes(data[slice(*span)]))
-    _check_digest(path, data, span, manifest)
+    try:
+        manifest = decode_manifest(bytes(data[slice(*span)]))
+        _check_digest(path, data, span, manifest)
+    except ManifestError as error:
+        raise ManifestError(f"{path}: {error}") from error
     _check_ops(path, contents)
-    for location in sorted(contents.external):
-        _check_external(path, location)
+    _check_external(path, contents)
     return ModelFile(
         path, manifest, _golden(path, data, contents), dict(contents.ops), frozenset(contents.functions)
     )
@@ -174,23 +176,11 @@ def _check_ops(path: Path, contents: _Contents) -> None:
         )
 
 
-def _check_external(path: Path, location: str) -> None:
-    """External weights must be a plain file inside the model's own folder."""
-    folder = path.resolve().parent
-    parts = {*PurePosixPath(location).parts, *PureWindowsPath(location).parts}
-    # '*' starts the marker by which ONNX Runtime is told to read raw memory
-    plain = location and "\0" not in location and "*" not in location and ".." not in parts
-    if (
-        not plain
-        or PurePosixPath(location).is_absolute()
-        or PureWindowsPath(location).anchor
-        or not (folder / location).resolve().is_relative_to(folder)
-    ):
-        raise ModelFileError(
-            f"{path} keeps weights in {location!r}, outside its own folder; export it as one file"
-        )
-    if not (folder / location).is_file():
-        raise ModelFileError(f"{path} keeps weights in {location!r}, which is missing; copy both files")
+def _check_external(path: Path, contents: _Contents) -> None:
+    """Weights in another file would escape the hash, and their path could lead anywhere."""
+    if contents.external:
+        location = min(contents.external)
+        raise ModelFileError(f"{path} keeps weights in another file, {location!r}; export it as one file")
 
 
 # The walk. Each message kind lists the fields that lead to another kind of interest.

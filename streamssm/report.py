@@ -1,6 +1,6 @@
 """Statistics of one run: how long pushes took, beside the delay that the model itself imposes.
 
-Algorithmic latency (hop and look-ahead) is what a listener waits even on an infinitely fast
+Algorithmic latency (block and look-ahead) is what a listener waits even on an infinitely fast
 machine. Compute is measured apart from it. Everything here is of constant size, however long the
 stream lives.
 """
@@ -128,15 +128,15 @@ class RunReport:
 
 
 def algorithmic_latency(manifest: Manifest, block: int) -> Summary:
-    """Hop, look-ahead and their sum in items and, with a clock, in milliseconds; and the block.
+    """Block, look-ahead and their sum in items and, with a clock, in milliseconds; and the hop.
 
-    With a block larger than the hop, items wait for the rest of their block: choose the block as
-    small as the hop where that wait matters.
+    The first item of a block waits for the rest of it, so a block of one hop, the smallest, waits
+    least; larger blocks cost less compute an item.
     """
     counts = {
         "hop": manifest.input.hop,
         "lookahead": manifest.lookahead,
-        "total": manifest.input.hop + manifest.lookahead,
+        "total": block + manifest.lookahead,
         "block": block,
     }
     rate = manifest.input.rate
@@ -153,5 +153,5 @@ def latency_text(manifest: Manifest, block: int) -> str:
     value = {name: summary[f"{name}_{unit}"] for name in ("hop", "lookahead", "total", "block")}
     return (
         f"algorithmic latency {value['total']:g} {unit} "
-        f"(hop {value['hop']:g} + look-ahead {value['lookahead']:g}), block {value['block']:g} {unit}"
+        f"(block {value['block']:g} + look-ahead {value['lookahead']:g}), hop {value['hop']:g} {unit}"
     )

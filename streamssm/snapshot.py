@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from streamssm.errors import SnapshotError
+from streamssm.errors import SnapshotError, UsageError
 from streamssm.manifest import DIGEST_PLACEHOLDER, Manifest
 
 if TYPE_CHECKING:
@@ -64,7 +64,12 @@ class Snapshot:
 
 
 def encode(model: Model, snapshot: Snapshot) -> bytes:
-    """The bytes of a snapshot of a stream of ``model``."""
+    """The bytes of a snapshot of a stream of ``model``.
+
+    Raises:
+        UsageError: ``extra`` holds something else than text.
+    """
+    _check_extra(snapshot.extra)
     manifest, state, batch = model.manifest, snapshot.state, snapshot.batch
     header = Header(
         digest=DIGEST_PLACEHOLDER,
@@ -82,6 +87,15 @@ def encode(model: Model, snapshot: Snapshot) -> bytes:
     tensors = {_STATE + spec.name: array for spec, array in zip(manifest.states, state.states, strict=True)}
     data = _serialise({**tensors, _PENDING: state.pending}, metadata)
     return data.replace(DIGEST_PLACEHOLDER.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
+
+
+def _check_extra(extra: dict[str, str]) -> None:
+    """Refuse now what :func:`decode` could not read later."""
+    for key, text in extra.items():
+        if not (isinstance(key, str) and isinstance(text, str)):
+            raise UsageError(
+                f"extra {{{key!r}: {text!r}}} is not text; a snapshot keeps strings: json.dumps it"
+            )
 
 
 def decode(model: Model, data: bytes) -> Snapshot:

@@ -17,6 +17,7 @@ from torch import Tensor
 from streamssm.errors import LayerError
 from streamssm.export.layers.base import State, StateSpec, StreamingLayer, require_whole
 from streamssm.export.layers.windows import history, windows
+from streamssm.export.ops import full_precision
 from streamssm.kernels.reference import hann, mel_filters
 
 
@@ -63,8 +64,9 @@ class LogMel(StreamingLayer):
         if self.past:
             samples = torch.cat([state["past"].to(samples.dtype), samples], dim=1)
         frames = windows(samples[:, :, None], self.window, self.hop)
-        real, imaginary = (frames @ self.fourier).chunk(2, dim=-1)
-        bands = (real.square() + imaginary.square()) @ self.filters
+        with full_precision(x):
+            real, imaginary = (frames @ self.fourier).chunk(2, dim=-1)
+            bands = (real.square() + imaginary.square()) @ self.filters
         y = torch.log(bands + self.eps).to(x.dtype)
         return y, ({"past": samples[:, -self.past :].to(state["past"].dtype)} if self.past else state)
 

@@ -57,11 +57,16 @@ def bound_call(session: Any, binding: Any) -> Callable[[], object]:
 
 
 def import_onnxruntime() -> Any:
-    """The onnxruntime module.
+    """The onnxruntime module, its telemetry off.
+
+    The official builds of onnxruntime 1.31 and later report on their use over the network and
+    keep a device identifier in the home folder, unless told not to before they are imported.
+    An environment that sets the variable itself is left as it is.
 
     Raises:
         BackendError: not installed, or older than this package needs.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:

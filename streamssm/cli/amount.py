@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
+from typing import Any
 
 import click
 
@@ -13,6 +15,20 @@ from streamssm.errors import UsageError
 Amount = tuple[Fraction, str]
 
 _AMOUNT = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|)")
+
+
+class PositiveNumber(click.FloatRange):
+    """A finite number above 0; click's own range lets NaN and infinity pass."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, or a usage error."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 def parse_amount(context: click.Context, parameter: click.Parameter, value: str | None) -> Amount | None:

@@ -31,6 +31,13 @@ class Cli(RichGroup):
             code = _report(error)
         sys.exit(code if isinstance(code, int) else 0)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; a reader that leaves early, such as ``head``, is no failure."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            return forget_stdout()
+
 
 def _report(error: BaseException) -> int:
     """Print the line for an error; return its exit code."""
@@ -46,8 +53,8 @@ def _report(error: BaseException) -> int:
         return _line(error.format_message(), error.exit_code, error)
     if isinstance(error, StreamSSMError):
         return _line(str(error), error.exit_code, error)
-    if isinstance(error, BrokenPipeError):
-        return forget_stdout()
+    if isinstance(error, MemoryError):
+        return _line(f"not enough memory: {error}; give a smaller --block, --chunk or --items", 1, error)
     if isinstance(error, OSError) and error.strerror:
         return _line(f"the system refused: {error.strerror} {error.filename or ''}".rstrip(), 1, error)
     kind = type(error).__name__

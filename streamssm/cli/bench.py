@@ -6,11 +6,13 @@ from typing import Any
 
 import rich_click as click
 
+from streamssm.cli.amount import PositiveNumber
+
 
 @click.command()
 @click.argument("model")
 @click.option("--items", type=click.IntRange(min=1), help="Input items to push; default: 2000 blocks.")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="The same as a time of input.")
+@click.option("--seconds", type=PositiveNumber(), help="The same as a time of input.")
 @click.option("--block", type=click.IntRange(min=1), help="Items per backend call; default: the model's.")
 @click.option("--backend", default="auto", show_default=True, help="Where the model runs.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random input.")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
+from streamssm.cli.amount import PositiveNumber
+
 if TYPE_CHECKING:
     from streamssm.checks import Check, Progress
     from streamssm.model import Model
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model")
 @click.option("--items", type=click.IntRange(min=1), help="Length of the random input.")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="The same as a time.")
+@click.option("--seconds", type=PositiveNumber(), help="The same as a time.")
 @click.option("--splits", type=click.IntRange(min=1), default=50, show_default=True, help="Random splits.")
 @click.option(
     "--seed",

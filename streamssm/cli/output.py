@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from streamssm.atomic import target_of
 from streamssm.errors import OutputError, UsageError
 
 
@@ -75,15 +76,14 @@ def check_writable(path: Path) -> None:
     """Refuse, before any work, a file that could not be put in place after it.
 
     Raises:
-        OutputError: the path is a folder, or its folder is missing or read-only.
+        OutputError: the path is a folder or a device, or its folder is missing or read-only.
     """
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; name a file in it")
+    folder = target_of(path).parent
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {path.parent}: {error.strerror}") from error
+        raise OutputError(f"{path} cannot be written: {folder}: {error.strerror}") from error
 
 
 def check_distinct(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from streamssm.cli.amount import Amount, parse_amount, to_items
+from streamssm.cli.amount import Amount, PositiveNumber, parse_amount, to_items
 
 if TYPE_CHECKING:
     from streamssm.cli.interrupt import Interrupt
@@ -76,9 +76,7 @@ class Options:
 @click.option(
     "--input-format", type=click.Choice(INPUT_FORMATS), default="auto", help="Default: told by the data."
 )
-@click.option(
-    "--rate", type=click.FloatRange(min=0, min_open=True), help="Items a second of headerless data."
-)
+@click.option("--rate", type=PositiveNumber(), help="Items a second of headerless data.")
 @click.option("--channels", type=_COUNT, help="Interleaved channels of raw samples.")
 @click.option("--channel", type=_COUNT, help="Take this channel alone, counting from 1.")
 @click.option("--allow-nonfinite", is_flag=True, help="Pass NaN and Inf on instead of refusing them.")
@@ -200,11 +198,16 @@ class _Run:
         self.stream.save(path, extra={_EXTRA: msgspec.json.encode(state).decode()})
 
     def _open_stream(self, model: Model) -> Stream:
+        from streamssm.errors import SnapshotError
+
         options = self.options
         if options.resume is None:
             return model.stream(block=options.block, allow_nonfinite=options.allow_nonfinite)
         allow = options.allow_nonfinite or None  # without the flag, as the stream was saved
-        stream = model.resume(options.resume, block=options.block, allow_nonfinite=allow)
+        try:
+            stream = model.resume(options.resume, block=options.block, allow_nonfinite=allow)
+        except SnapshotError as error:
+            raise SnapshotError(f"--resume {options.resume}: {error}") from error
         self._restore_lines(stream)
         return stream
 

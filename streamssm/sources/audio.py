@@ -62,7 +62,7 @@ def open_file(path: Path, request: Request) -> Source:
         ) from error
     try:
         file = soundfile.SoundFile(str(path))
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:  # TypeError: soundfile takes the suffix .raw for headerless
         raise SourceError(
             f"{path} is not audio that libsndfile reads; for raw samples pass --input-format s16le or f32le"
         ) from error

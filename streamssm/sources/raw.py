@@ -91,29 +91,34 @@ class RawSource(Source):
         if self._announced is not None and self._taken < self._announced and (partial or not data):
             raise SourceError(self._truncated(self._announced, self._taken))
         if partial:
-            raise SourceError(
-                f"{self.name} ends in the middle of an item, after {partial} of its {self._frame} bytes; "
-                "check --input-format and --channels"
-            )
+            raise SourceError(self._cut(partial))
         return self._to_items(self._encoding.decode(data).reshape(-1, self._channels))
 
     def check_size(self, there: int) -> None:
         """Settle ``total`` from the bytes of samples that a file holds.
 
         Raises:
-            SourceError: fewer than announced, or none.
+            SourceError: fewer than announced, none, or a part of an item at the end.
         """
         announced = there if self._announced is None else self._announced
         if there < announced:
             raise SourceError(self._truncated(announced, there))
         if not announced:
             raise SourceError(f"{self.name} holds no samples; there is nothing to push")
+        if announced % self._frame:
+            raise SourceError(self._cut(announced % self._frame))
         self.total = announced // self._frame
 
     def _truncated(self, announced: int, there: int) -> str:
         return (
             f"{self.name} is truncated: its header announces {announced} bytes of samples, {there} are "
             "there; copy it again"
+        )
+
+    def _cut(self, partial: int) -> str:
+        return (
+            f"{self.name} ends in the middle of an item, after {partial} of its {self._frame} bytes; "
+            "check --input-format and --channels"
         )
 
     def close(self) -> None:

@@ -92,6 +92,36 @@ def test_a_reader_that_leaves_ends_it_quietly(process):
     assert err == b""
 
 
+@pytest.mark.parametrize("command", [("info", "--json"), ("info",)])
+def test_a_reader_of_a_report_that_leaves_is_no_failure(process, command):
+    running = process(*command, "voice.onnx")
+    running.stdout.close()
+    running.stdout = None
+    _, err = finish(running)
+    assert (running.returncode, err) == (0, b"")
+
+
+def test_the_module_runs_too(made):
+    command = [sys.executable, "-m", "streamssm", "info", "voice.onnx", "--json"]
+    found = subprocess.run(command, cwd=made, capture_output=True, text=True, check=True)
+    assert json.loads(found.stdout)["name"] == "voice"
+
+
+def test_an_interrupt_while_libraries_are_imported_is_one_line():
+    code = """if True:
+        import sys
+        class Finder:
+            def find_spec(self, name, path, target=None):
+                if name == "click":
+                    raise KeyboardInterrupt
+        sys.meta_path.insert(0, Finder())
+        from streamssm.__main__ import main
+        main()
+    """
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (130, "error: interrupted\n")
+
+
 def test_a_reader_that_leaves_before_a_state_is_saved_is_an_error(process, made):
     running = process(
         "run", "voice.onnx", "-", "--input-format", "s16le", "--emit", "items", "--save-state", "b.state"

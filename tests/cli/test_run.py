@@ -129,7 +129,7 @@ def test_saved_items_of_several_ratios(call, made):
 
 def test_report_and_stats_go_elsewhere(call, made):
     result = call("run", "voice.onnx", "speech.wav", "--stats", "stats.json", "--block", 160)
-    assert "algorithmic latency 10 ms (hop 10 + look-ahead 0), block 20 ms" in result.stderr
+    assert "algorithmic latency 20 ms (block 20 + look-ahead 0), hop 10 ms" in result.stderr
     assert "real-time factor" in result.stderr
     stats = json.loads((made / "stats.json").read_text())
     assert stats["items"] == 24000
@@ -157,6 +157,7 @@ def test_nonfinite_input(call, refused, made):
     line = refused(*run, code=1, stdin=x.tobytes())
     assert "chunk at item 960" in line
     assert "nan" in line
+    assert "--allow-nonfinite" in line
     passed = call(*run, "--allow-nonfinite", stdin=x.tobytes())
     assert passed.exit_code == 0
     assert lines(passed.stdout)[12]["speech"] is None
@@ -189,10 +190,17 @@ def test_nonfinite_input(call, refused, made):
         (("voice.onnx", "speech.wav", "--stats", "x", "-o", "x"), 2, "written over"),
         (("voice.onnx", "speech.wav", "--resume", "missing.state"), 1, "missing.state"),
         (("voice.onnx", "speech.wav", "--resume", "speech.wav"), 1, "snapshot"),
+        (("voice.onnx", "speech.wav", "--resume", "speech.wav"), 1, "--resume speech.wav: "),
         (("voice.onnx", "speech.wav", "-o", "/dev/full"), 1, "No space left"),
+        (("voice.onnx", "speech.wav", "--stats", "/dev/full"), 1, "cannot be replaced"),
+        (("voice.onnx", "speech.wav", "--save-state", "/dev/full"), 1, "cannot be replaced"),
+        (("voice.onnx", "speech.wav", "--block", str(80 << 50)), 1, "not enough memory"),
+        (("voice.onnx", "speech.wav", "--rate", "nan"), 2, "not a finite number"),
+        (("voice.onnx", "speech.raw"), 1, "pass --input-format"),
     ],
 )
-def test_errors_are_one_line_with_the_documented_code(refused, arguments, code, message):
+def test_errors_are_one_line_with_the_documented_code(refused, made, arguments, code, message):
+    (made / "speech.raw").write_bytes(recording(0.1).tobytes())
     assert message in refused("run", *arguments, "-q", code=code)
 
 

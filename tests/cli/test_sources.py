@@ -173,6 +173,30 @@ def test_bad_arrays(tmp_path, array, message):
         everything(tmp_path / "x.npy", ROWS)
 
 
+ABSURD = b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f4', 'fortran_order': False, 'shape': (%s"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"PK\x03\x04 no archive",
+        b"\x93NUMPY",
+        (ABSURD % b"").ljust(127) + b"\n",
+        (ABSURD % b"4611686018427387904, 1024), }").ljust(127) + b"\n",
+    ],
+)
+def test_damaged_arrays(tmp_path, content):
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(SourceError, match="not a numpy array file"):
+        everything(tmp_path / "x.npy", ROWS)
+
+
+def test_a_file_cut_inside_an_item_is_refused_before_it_is_read(tmp_path):
+    (tmp_path / "a.raw").write_bytes(bytes(7))
+    with pytest.raises(SourceError, match="middle of an item, after 1 of its 2 bytes"):
+        open_source(str(tmp_path / "a.raw"), Request(MONO, "s16le"))
+
+
 def test_rate_and_channels(tmp_path, audio):
     path = tmp_path / "a.wav"
     soundfile.write(path, audio, 44100)

@@ -76,7 +76,7 @@ def test_rates():
 
 def test_names():
     assert list(build(SENSOR).state_spec()) == [
-        *("normalise.mean", "normalise.var"),
+        *("normalise.mean", "normalise.var", "normalise.position"),
         *(f"backbone.layers.{i}.mixer.{s}" for i in (0, 1) for s in ("conv", "ssm")),
         *(f"backbone.layers.2.mixer.{s}" for s in ("key", "value", "position")),
     ]

@@ -58,8 +58,8 @@ def test_rates_and_lookahead_add_up():
 
 def test_state_names():
     names = list(audio_model().state_spec())
-    assert names[:4] == ["front_end.samples", "normalise.mean", "normalise.var", "stem.items"]
-    assert names[4:6] == ["backbone.layers.0.mixer.conv", "backbone.layers.0.mixer.ssm"]
+    assert names[1:5] == ["normalise.mean", "normalise.var", "normalise.position", "stem.items"]
+    assert names[5:7] == ["backbone.layers.0.mixer.conv", "backbone.layers.0.mixer.ssm"]
     assert list(L.Sequential(L.Delay(1, (3,)), L.GRU(3, 2)).state_spec()) == ["0.items", "1.h0"]
 
 

@@ -18,7 +18,16 @@ from streamssm import tolerance
 from streamssm.errors import ExportError, OutputError
 from streamssm.export import OutputSpec, export
 from streamssm.export.functions import OPSET
-from streamssm.export.layers import CausalConv1d, Linear, Mamba, ReLU, Sequential, StreamingLayer
+from streamssm.export.layers import (
+    CausalConv1d,
+    Embedding,
+    Linear,
+    Mamba,
+    ReLU,
+    Sequential,
+    StateSpec,
+    StreamingLayer,
+)
 from streamssm.manifest import EventRule
 
 NAMES = tuple(CONFIGS)
@@ -112,6 +121,21 @@ class Branching(StreamingLayer):
         return (x if x.sum() > 0 else -x), self.start(x, state)
 
 
+class FixedBatch(StreamingLayer):
+    """Traced at a batch of 2, it stays there."""
+
+    item_shape = (3,)
+
+    def forward(self, x, state=None):
+        return x.reshape(int(x.shape[0]), -1, 3), self.start(x, state)
+
+
+def diverged() -> Linear:
+    layer = Linear(3, 2)
+    torch.nn.init.constant_(layer.weight, torch.nan)
+    return layer
+
+
 @pytest.mark.parametrize(
     ("layer", "options", "message"),
     [
@@ -124,6 +148,17 @@ class Branching(StreamingLayer):
         (Linear(3, 2).half(), {}, "torch.float16"),
         (Linear(3, 2), {"block": 0}, "block of 0"),
         (CausalConv1d(3, 2, 4, stride=2), {"block": 3}, "block of 3"),
+        (torch.nn.Linear(3, 2), {}, "not a StreamingLayer"),
+        (Linear(3, 2), {"rate": float("nan")}, "rate = nan"),
+        (Linear(3, 2), {"kind": "tokens", "vocabulary": 5}, "does not fit the kind 'tokens'"),
+        (Embedding(5, 2), {}, "does not fit the kind 'features'"),
+        (Embedding(5, 2), {"kind": "tokens", "vocabulary": 9}, "beyond the model's 5"),
+        (Linear(3, 2), {"outputs": ()}, "give at least one"),
+        (Linear(3, 2), {"outputs": (OutputSpec(""),)}, "a name to each"),
+        (Linear(3, 2), {"outputs": (OutputSpec("a", labels=("x",)),)}, "2 columns and 1 labels"),
+        (Linear(3, 2), {"provenance": {"made by": object()}}, "cannot say this about itself"),
+        (diverged(), {}, "weight weight holds NaN"),
+        (FixedBatch(), {}, "not what the model says"),
         (Linear(3, 2), {"events": EventRule("speech", "speech")}, "reads output 'speech'"),
         (Linear(3, 2), {"events": EventRule("output", "speech", column=2)}, "column 2 of 2"),
     ],
@@ -136,6 +171,31 @@ def test_refused_export_writes_nothing(tmp_path: Path, layer, options: dict, mes
         export(layer, path, **options)
     assert path.read_bytes() == b"as it was"
     assert list(tmp_path.iterdir()) == [path]
+
+
+class Named(StreamingLayer):
+    """Parameter and state have names that torch gives to the values it computes."""
+
+    item_shape = (3,)
+
+    def __init__(self):
+        super().__init__()
+        self.features = torch.nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+
+    def state_spec(self):
+        return {"add": StateSpec((3,))}
+
+    def forward(self, x, state=None):
+        past = torch.cat([self.start(x, state)["add"][:, None], x], dim=1)
+        return past[:, :-1] * self.features + self.features * x, {"add": past[:, -1]}
+
+
+@pytest.mark.parametrize("output", ["mul", "layer.features", "é /:\n", "0"])
+def test_any_name_may_be_given(tmp_path: Path, output: str) -> None:
+    export(Named(), tmp_path / "named.onnx", outputs=(OutputSpec(output),))
+    model = streamssm.load(tmp_path / "named.onnx")
+    assert model.manifest.outputs[0].name == output
+    assert [state.name for state in model.manifest.states] == ["add"]
 
 
 def test_missing_folder_is_refused_before_the_work(tmp_path: Path) -> None:

@@ -156,11 +156,13 @@ def test_log_mel_survives_16_bit_weights():
     torch.testing.assert_close(make("log mel").half()(x)[0], make("log mel")(x)[0])
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-3])  # 1e-3: a variance a million times below the prior
 @pytest.mark.parametrize("name", ["running norm", "running norm slow"])
-def test_running_norm_equals_its_definition(name):
+def test_running_norm_equals_its_definition(name, scale):
     layer = make(name)
     prior_mean, prior_log_var = weights(make(name)).values()
-    decay = np.exp(-1 / layer.time_constant)
+    decay = layer.decay
+    assert decay == pytest.approx(np.exp(-1 / layer.time_constant), rel=1e-7)
 
     def definition(x):
         mean, var, y = prior_mean, np.exp(prior_log_var), np.empty_like(x)
@@ -168,10 +170,27 @@ def test_running_norm_equals_its_definition(name):
             mean = decay * mean + (1 - decay) * x[:, t]
             var = decay * var + (1 - decay) * (x[:, t] - mean) ** 2
             y[:, t] = (x[:, t] - mean) / np.sqrt(var + layer.eps)
-        states = {"mean": mean - prior_mean, "var": var - np.exp(prior_log_var)}
-        return y, {key: value[:, None, None] for key, value in states.items()}
+        var = var - decay ** x.shape[1] * np.exp(prior_log_var)
+        position = np.full(len(x), x.shape[1])
+        return y, {
+            "mean": (mean - prior_mean)[:, None, None],
+            "var": var[:, None, None],
+            "position": position,
+        }
 
-    verify_contract(layer, items=100, reference=definition)
+    verify_contract(layer, x=scale * items(layer, 2, 100), reference=definition)
+
+
+def test_running_norm_forgets_its_prior():
+    layer = L.RunningNorm(2, 20.0, eps=1e-12)
+    x = 1e-4 * torch.randn(1, 2000, 2, generator=torch.Generator().manual_seed(0))
+    whole, _ = layer(x)
+    state, pieces = None, []
+    for item in x.split(1, dim=1):
+        y, state = layer(item, state)
+        pieces.append(y)
+    assert tolerance.within(torch.cat(pieces, 1).detach().numpy(), whole.detach().numpy())
+    assert whole[:, 1000:].std().item() == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.parametrize("name", CONV)
@@ -273,6 +292,8 @@ def test_masked_rows_stop_gradients_of_nan():
         (lambda: L.LogMel(1000, 20, 10, 4, f_max=600), "mel range"),
         (lambda: L.LogMel(1000, 20, 10, 40), "holds no bin"),
         (lambda: L.RunningNorm(3, 0), "time_constant = 0"),
+        (lambda: L.RunningNorm(3, 1e9), r"at most 1e\+06 items"),
+        (lambda: L.RunningNorm(3, 10, eps=0), "eps = 0"),
         (lambda: L.Mamba(6, dt_min=0.2), "dt_min"),
         (lambda: L.Mamba(6, d_conv=0), "d_conv = 0"),
         (lambda: L.Mamba2(6, headdim=5), "headdim = 5 does not divide 12"),
@@ -309,6 +330,20 @@ def test_impossible_arguments_are_refused(build, message):
 def test_inputs_that_do_not_fit_are_refused(call, message):
     with pytest.raises(LayerError, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "swa", "gru", "lstm", "running norm", "log mel"])
+def test_autocast_leaves_the_recurrence_alone(name, dtype):
+    layer = make(name)
+    x = items(layer, 2, 6 * layer.hop)
+    _, state = layer(x)
+    with torch.autocast("cpu", dtype):
+        y, found = layer(x)
+    assert tolerance.within(y.float().detach().numpy(), layer(x)[0].detach().numpy(), str(dtype)[6:])
+    assert {key: value.dtype for key, value in found.items()} == {k: v.dtype for k, v in state.items()}
+    if y.requires_grad:
+        y.float().sum().backward()
 
 
 @pytest.mark.parametrize("name", RECURRENT)

@@ -10,7 +10,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from operators import CASES, Case, case_name, selective_scan, sliding_window_attention
+from operators import (
+    CASES,
+    Case,
+    case_name,
+    causal_conv1d,
+    selective_scan,
+    sliding_window_attention,
+    state_space_dual,
+)
 
 from streamssm import tolerance
 from streamssm.export import ops
@@ -109,7 +117,27 @@ def test_state_stays_float32_with_half_precision_data(operator: str) -> None:
     assert_close([y.float().numpy()], expected(case)[:1], "bfloat16")
 
 
-def test_gradients_agree_with_finite_differences() -> None:
-    case = selective_scan(5, B=1, D=2, N=2)
-    inputs = [torch.from_numpy(v).requires_grad_() for v in case.inputs.values()]
-    assert torch.autograd.gradcheck(lambda *a: ops.selective_scan(*a), inputs)
+SMALL = [
+    causal_conv1d(4, B=1, D=2, K=3),
+    selective_scan(5, B=1, D=2, N=2),
+    state_space_dual(66, B=1, H=2, P=1, N=1),
+    sliding_window_attention(7, 3, 2, B=1, heads=(2, 1), dh=4, R=2),
+]
+
+
+@pytest.mark.parametrize("case", SMALL, ids=case_name)
+def test_gradients_agree_with_finite_differences(case: Case) -> None:
+    inputs = [torch.from_numpy(v.copy()) for v in case.inputs.values()]
+    inputs = [v.requires_grad_() if v.is_floating_point() else v for v in inputs]
+
+    def call(*arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        results = getattr(ops, case.reference_name)(*arguments, **case.attributes)
+        return tuple(value for value in results if value.is_floating_point())
+
+    assert torch.autograd.gradcheck(call, inputs)
+
+
+def test_attention_survives_scores_below_any_mask(sessions: dict) -> None:
+    case = sliding_window_attention(3, 8, 0, R=0)
+    case.inputs["q"][:], case.inputs["k"][:] = -1e18, 1e16
+    assert_close(run_body(case, sessions)[:1], expected(case)[:1], "float32")

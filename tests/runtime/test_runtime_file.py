@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 from toy_models import HEADER, TOYS, Toy, ema_toy
@@ -211,36 +210,12 @@ def with_external(location: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "location",
-    [
-        "../secret.bin",
-        "sub/../../secret.bin",
-        "/etc/passwd",
-        "C:\\secret.bin",
-        "..\\secret.bin",
-        "*/_ORT_MEM_ADDR_/*",
-        "",
-        "a\0b",
-        "link.bin",
-    ],
+    "location", ["weights.bin", "../secret.bin", "/etc/passwd", "*/_ORT_MEM_ADDR_/*", ""]
 )
-def test_weights_outside_the_folder_are_refused(tmp_path, location):
-    (tmp_path / "secret.bin").write_bytes(b"\0" * 8)
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
-    with pytest.raises(ModelFileError, match="outside its own folder"):
-        streamssm.load(written(folder, with_external(location)))
-
-
-def test_weights_beside_the_file(tmp_path, monkeypatch):
-    path = written(tmp_path, with_external("weights.bin"))
-    with pytest.raises(ModelFileError, match="missing; copy both"):
-        streamssm.load(path)
-    (tmp_path / "weights.bin").write_bytes(np.array([1, 2], np.float32).tobytes())
-    assert streamssm.load(path).scan(np.zeros((1, 2), np.float32)).tolist() == [[1, 2]]
-    monkeypatch.chdir(tmp_path)
-    assert streamssm.load("a.onnx").scan(np.zeros((1, 2), np.float32)).tolist() == [[1, 2]]
+def test_weights_in_another_file_are_refused(tmp_path, location):
+    (tmp_path / "weights.bin").write_bytes(b"\0" * 8)
+    with pytest.raises(ModelFileError, match=r"in another file, .*; export it as one file"):
+        streamssm.load(written(tmp_path, with_external(location)))
 
 
 def test_the_header_of_the_toys_is_supported():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import types
@@ -14,7 +15,7 @@ from toy_models import TOYS, ema_toy, state
 import streamssm
 from streamssm import model as model_module
 from streamssm.errors import BackendError, ManifestError, ModelFileError, UsageError
-from streamssm.manifest import Output
+from streamssm.manifest import Output, decode_manifest
 
 
 def test_the_package_is_light():
@@ -183,3 +184,30 @@ def test_the_golden_sample(tmp_path, rng):
     toy.golden = {"x": x, "y.same": x}
     with pytest.raises(ModelFileError, match=r"golden sample cannot be read .*y\.sums"):
         streamssm.load(toy.write(tmp_path)).golden()
+
+
+def test_the_backend_sends_no_reports_home(tmp_path):
+    path = ema_toy().write(tmp_path)
+    code = f"import streamssm; streamssm.load({str(path)!r})"
+    home = tmp_path / "home"
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    }
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment | {"HOME": str(home)})
+    assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"rate": 0.0}, "rate"),
+        ({"rate": -1.0}, "rate"),
+        ({"vocabulary": 0}, "vocabulary"),
+        ({"shape": (-1,)}, "shape"),
+    ],
+)
+def test_impossible_numbers_in_a_manifest(field, message):
+    manifest = TOYS["ema"]().manifest
+    wrong = msgspec.structs.replace(manifest, input=msgspec.structs.replace(manifest.input, **field))
+    with pytest.raises(ManifestError, match=message):
+        decode_manifest(wrong.encode())

@@ -204,3 +204,30 @@ def test_the_file_has_the_usual_permissions(saved, tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "a.state").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_link_stays_and_what_it_points_to_is_replaced(saved, tmp_path):
+    _, _, stream, _ = saved
+    (tmp_path / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("real")
+    stream.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_bytes() == stream.snapshot()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no named pipes")
+def test_what_is_no_file_is_not_replaced(saved, tmp_path):
+    _, _, stream, _ = saved
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="cannot be replaced"):
+        stream.save(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    with pytest.raises(OutputError, match="is a folder"):
+        stream.save(tmp_path)
+
+
+@pytest.mark.parametrize("extra", [{"a": 1}, {1: "a"}, {"a": None}])
+def test_extra_that_could_not_be_read_back_is_refused_at_once(saved, extra):
+    _, _, stream, _ = saved
+    with pytest.raises(UsageError, match="a snapshot keeps strings"):
+        stream.snapshot(extra)
