@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streamssm.export.config import build, model_options
     from streamssm.export.contract import verify_contract
-    from streamssm.export.exporter import OutputSpec, export
+    from streamssm.export.describe import OutputSpec
+    from streamssm.export.exporter import export
 
 # resolved on first use: training needs the layers but neither onnx nor onnxscript
 _HOME = {
-    "OutputSpec": "exporter",
+    "OutputSpec": "describe",
     "build": "config",
     "export": "exporter",
     "model_options": "config",

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from streamssm.errors import LayerError
-from streamssm.export.exporter import OutputSpec
+from streamssm.export.describe import OutputSpec
 from streamssm.export.layers.activation import activation_kind
 from streamssm.export.layers.base import StreamingLayer, output_shape, require_whole
 from streamssm.export.layers.channel import Channel

@@ -32,8 +32,12 @@ class Golden:
     def of(
         cls, layer: StreamingLayer, spec: Input, names: tuple[str, ...], example: np.ndarray | None
     ) -> Golden:
-        """Run ``example`` (random items by default) through the model in float64."""
-        x = _example(spec) if example is None else np.ascontiguousarray(example, dtype=spec.dtype)
+        """Run ``example`` (random items by default) through the model in float64.
+
+        Raises:
+            ExportError: the example is shorter than a hop, or its items do not fit the model.
+        """
+        x = _example(spec) if example is None else _fitting(example, spec)
         x = x[: x.shape[0] // spec.hop * spec.hop]
         double = copy.deepcopy(layer).double()
         state = {k: v.double() if v.is_floating_point() else v for k, v in double.init_state(1).items()}
@@ -56,6 +60,16 @@ def sampled_columns(y: np.ndarray) -> np.ndarray:
     if columns <= GOLDEN_COLUMNS:
         return y
     return y[..., np.linspace(0, columns - 1, GOLDEN_COLUMNS).round().astype(int)]
+
+
+def _fitting(example: np.ndarray, spec: Input) -> np.ndarray:
+    x = np.ascontiguousarray(example)
+    if x.ndim != 1 + len(spec.shape) or x.shape[1:] != spec.shape or len(x) < spec.hop:
+        raise ExportError(f"example has shape {x.shape}; give [T, *{list(spec.shape)}] with T >= {spec.hop}")
+    outside = spec.kind == "tokens" and (x.min() < 0 or x.max() >= (spec.vocabulary or 0))
+    if outside or not np.isfinite(x).all():
+        raise ExportError("example holds NaN, infinity or tokens outside the vocabulary")
+    return x.astype(spec.dtype)
 
 
 def _example(spec: Input) -> np.ndarray:

@@ -13,7 +13,10 @@ NaN in a later item of the *same* call reaches earlier ones: padding belongs out
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,87 +24,7 @@ from torch import Tensor
 
 SSD_CHUNK = 64
 
-
-def causal_conv1d(
-    x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, silu: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Depthwise causal convolution, x [B, T, D], weight [K, D], state [B, K-1, D]."""
-    if torch.compiler.is_exporting():
-        return torch.ops.streamssm.causal_conv1d(x, weight, bias, state, silu)
-    with full_precision(x):
-        return _causal_conv1d(x, weight, bias, state, silu)
-
-
-def selective_scan(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    z: Tensor,
-    state: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Gated selective scan of Mamba; x, dt, z [B, T, D], A [N, D], B, C [B, T, N], state [B, N, D]."""
-    if torch.compiler.is_exporting():
-        return torch.ops.streamssm.selective_scan(x, dt, A, B, C, D, dt_bias, z, state)
-    with full_precision(x):
-        return _selective_scan(x, dt, A, B, C, D, dt_bias, z, state)
-
-
-def state_space_dual(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Scan of Mamba-2; x [B, T, H, P], dt [B, T, H], B, C [B, T, G, N], D [H, P], state [B, H, N, P]."""
-    if torch.compiler.is_exporting():
-        return torch.ops.streamssm.state_space_dual(x, dt, A, B, C, D, state)
-    with full_precision(x):
-        return _state_space_dual(x, dt, A, B, C, D, state)
-
-
-def sliding_window_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    inv_freq: Tensor,
-    key: Tensor,
-    value: Tensor,
-    position: Tensor,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Causal attention to the last W items; q [B, T, Hq, dh], k, v [B, T, Hkv, dh],
-    key, value [B, Hkv, W, dh] (a ring, un-rotated), position [B] int64."""
-    if torch.compiler.is_exporting():
-        return torch.ops.streamssm.sliding_window_attention(q, k, v, inv_freq, key, value, position, scale)
-    with full_precision(q):
-        return _sliding_window_attention(q, k, v, inv_freq, key, value, position, scale)
-
-
-def gru(
-    x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor, h: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One GRU layer with torch's weight layout (gates r, z, n); x [B, T, I], h [B, D]."""
-    if torch.compiler.is_exporting():
-        return torch.ops.streamssm.gru(x, weight_ih, weight_hh, bias_ih, bias_hh, h)
-    with full_precision(x):
-        return _gru(x, weight_ih, weight_hh, bias_ih, bias_hh, h)
-
-
-def lstm(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor,
-    bias_hh: Tensor,
-    h: Tensor,
-    c: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One LSTM layer with torch's weight layout (gates i, f, g, o); x [B, T, I], h, c [B, D]."""
-    if torch.compiler.is_exporting():
-        return torch.ops.streamssm.lstm(x, weight_ih, weight_hh, bias_ih, bias_hh, h, c)
-    with full_precision(x):
-        return _lstm(x, weight_ih, weight_hh, bias_ih, bias_hh, h, c)
+Function = Callable[..., tuple[Tensor, ...]]
 
 
 def full_precision(x: Tensor) -> contextlib.AbstractContextManager:
@@ -112,12 +35,41 @@ def full_precision(x: Tensor) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-# --- plain torch ------------------------------------------------------------------------
+def _operator(fake: Callable[..., tuple[Tensor, ...]]) -> Callable[[Function], Function]:
+    """Register a function as an operator of torch, whose results have the shapes of ``fake``'s.
+
+    It is the operator only while torch exports; otherwise its own torch code runs, for autograd.
+    """
+
+    def register(function: Function) -> Function:
+        operator = torch.library.custom_op(f"streamssm::{function.__name__}", function, mutates_args=())
+        operator.register_fake(fake)
+
+        @functools.wraps(function)
+        def call(x: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, ...]:
+            if torch.compiler.is_exporting():
+                return operator(x, *rest, **named)
+            with full_precision(x):
+                return function(x, *rest, **named)
+
+        return call
+
+    return register
 
 
-def _causal_conv1d(
-    x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, silu: bool
+def _like(x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+    return torch.empty_like(x), *(torch.empty_like(state) for state in states)
+
+
+def _hidden(x: Tensor, h: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1], h.shape[1])
+
+
+@_operator(lambda x, weight, bias, state, silu=False: _like(x, state))
+def causal_conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, silu: bool = False
 ) -> tuple[Tensor, Tensor]:
+    """Depthwise causal convolution, x [B, T, D], weight [K, D], state [B, K-1, D]."""
     dtype, T = state.dtype, x.shape[1]
     full = torch.cat([state, x.to(dtype)], dim=1)
     y = bias.to(dtype).expand(x.shape)
@@ -153,7 +105,8 @@ def _linear_recurrence(decay: Tensor, inflow: Tensor, h: Tensor) -> Tensor:
     return states.reshape(batch, chunks * length, *rest)[:, :T]
 
 
-def _selective_scan(
+@_operator(lambda x, dt, A, B, C, D, dt_bias, z, state: _like(x, state))
+def selective_scan(
     x: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -164,6 +117,7 @@ def _selective_scan(
     z: Tensor,
     state: Tensor,
 ) -> tuple[Tensor, Tensor]:
+    """Gated selective scan of Mamba; x, dt, z [B, T, D], A [N, D], B, C [B, T, N], state [B, N, D]."""
     if x.shape[1] == 0:
         return x.clone(), state.clone()
     xs, dts, zs = x.to(state.dtype), dt.to(state.dtype), z.to(state.dtype)
@@ -176,9 +130,11 @@ def _selective_scan(
     return (y * F.silu(zs)).to(x.dtype), h[:, -1].clone()
 
 
-def _state_space_dual(
+@_operator(lambda x, dt, A, B, C, D, state: _like(x, state))
+def state_space_dual(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """Scan of Mamba-2; x [B, T, H, P], dt [B, T, H], B, C [B, T, G, N], D [H, P], state [B, H, N, P]."""
     T, H, G = x.shape[1], x.shape[2], B.shape[2]
     if T == 0:
         return x.clone(), state.clone()
@@ -220,7 +176,8 @@ def _rotate(x: Tensor, angle: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
 
 
-def _sliding_window_attention(
+@_operator(lambda q, k, v, inv_freq, key, value, position, scale: _like(q, key, value, position))
+def sliding_window_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -230,6 +187,8 @@ def _sliding_window_attention(
     position: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Causal attention to the last W items; q [B, T, Hq, dh], k, v [B, T, Hkv, dh],
+    key, value [B, Hkv, W, dh] (a ring, un-rotated), position [B] int64."""
     T, W, Hq, Hkv = q.shape[1], key.shape[2], q.shape[2], key.shape[1]
     slot = torch.arange(W, device=q.device)
     past = (position[:, None] + slot) % W
@@ -266,9 +225,11 @@ def _take(ring: Tensor, index: Tensor) -> Tensor:
     return ring.gather(2, index[:, None, :, None].expand(shape))
 
 
-def _gru(
+@_operator(lambda x, weight_ih, weight_hh, bias_ih, bias_hh, h: (_hidden(x, h), *_like(h)))
+def gru(
     x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor, h: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """One GRU layer with torch's weight layout (gates r, z, n); x [B, T, I], h [B, D]."""
     if x.shape[1] == 0:
         return x.new_zeros(x.shape[0], 0, h.shape[1]), h.clone()
     weights = [weight.to(h.dtype) for weight in (weight_ih, weight_hh, bias_ih, bias_hh)]
@@ -276,7 +237,8 @@ def _gru(
     return y.to(x.dtype), last[0]
 
 
-def _lstm(
+@_operator(lambda x, weight_ih, weight_hh, bias_ih, bias_hh, h, c: (_hidden(x, h), *_like(h, c)))
+def lstm(
     x: Tensor,
     weight_ih: Tensor,
     weight_hh: Tensor,
@@ -285,6 +247,7 @@ def _lstm(
     h: Tensor,
     c: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """One LSTM layer with torch's weight layout (gates i, f, g, o); x [B, T, I], h, c [B, D]."""
     if x.shape[1] == 0:
         return x.new_zeros(x.shape[0], 0, h.shape[1]), h.clone(), c.clone()
     weights = [weight.to(h.dtype) for weight in (weight_ih, weight_hh, bias_ih, bias_hh)]
@@ -292,30 +255,3 @@ def _lstm(
         x.to(h.dtype), (h[None], c[None]), weights, True, 1, 0.0, False, False, True
     )
     return y.to(x.dtype), last_h[0], last_c[0]
-
-
-# --- registration with torch.export -------------------------------------------------------
-# Only the exporter reaches these; the fakes below tell it the shapes.
-
-
-def _like(x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-    return torch.empty_like(x), *(torch.empty_like(state) for state in states)
-
-
-def _register() -> None:
-    hidden = lambda x, h: x.new_empty(x.shape[0], x.shape[1], h.shape[1])  # noqa: E731
-    fakes = {
-        _causal_conv1d: lambda x, w, b, state, silu: _like(x, state),
-        _selective_scan: lambda x, dt, A, B, C, D, bias, z, state: _like(x, state),
-        _state_space_dual: lambda x, dt, A, B, C, D, state: _like(x, state),
-        _sliding_window_attention: lambda q, k, v, f, key, value, p, scale: _like(q, key, value, p),
-        _gru: lambda x, wi, wh, bi, bh, h: (hidden(x, h), *_like(h)),
-        _lstm: lambda x, wi, wh, bi, bh, h, c: (hidden(x, h), *_like(h, c)),
-    }
-    for implementation, fake in fakes.items():
-        name = "streamssm::" + implementation.__name__.removeprefix("_")
-        operator = torch.library.custom_op(name, implementation, mutates_args=())
-        operator.register_fake(fake)
-
-
-_register()

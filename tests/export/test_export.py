@@ -144,6 +144,8 @@ def diverged() -> Linear:
         (Linear(3, 2), {"kind": "tokens"}, "vocabulary="),
         (Linear(3, 2), {"outputs": (OutputSpec("a"), OutputSpec("b"))}, "the outputs given are"),
         (ReLU(), {}, "items of any shape"),
+        (Linear(3, 2), {"example": np.zeros((9, 4))}, "example has shape"),
+        (Linear(3, 2), {"example": np.full((9, 3), np.nan)}, "example holds NaN"),
         (Linear(3, 2), {"outputs": (OutputSpec("features"),)}, "'features' names two"),
         (Linear(3, 2).half(), {}, "torch.float16"),
         (Linear(3, 2), {"block": 0}, "block of 0"),

@@ -1,0 +1,150 @@
+"""What a file will say about itself: arguments checked against the model, then the manifest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import streamssm
+from streamssm.errors import ExportError, ManifestError
+from streamssm.export.graph import NEXT, trace_outputs
+from streamssm.export.layers.base import StreamingLayer
+from streamssm.manifest import (
+    DIGEST_PLACEHOLDER,
+    FORMAT,
+    Input,
+    InputKind,
+    Manifest,
+    Output,
+    OutputKind,
+    StateTensor,
+    decode_manifest,
+)
+
+_DTYPES = {torch.float32: "float32", torch.int64: "int64"}
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """What one output means: its name in the file, its kind and a label for each column."""
+
+    name: str
+    kind: OutputKind = "features"
+    labels: tuple[str, ...] = ()
+
+
+def describe(
+    layer: StreamingLayer, source: Input, outputs: Sequence[OutputSpec], block: int | None, **said: Any
+) -> Manifest:
+    """The manifest of ``layer``, without hash and errors; ``said`` are the fields a user writes.
+
+    Raises:
+        ExportError: names, labels or anything said do not fit the model.
+    """
+    names = tuple(output.name for output in outputs)
+    if not all(names) or not names:
+        raise ExportError(f"the outputs are named {list(names)}; give at least one, and a name to each")
+    traced = trace_outputs(layer, names, source.vocabulary)
+    manifest = Manifest(
+        format=FORMAT,
+        sha256=DIGEST_PLACEHOLDER,
+        producer=f"streamssm {streamssm.__version__}",
+        input=source,
+        outputs=tuple(
+            Output(o.name, o.kind, t.shape, t.ratio.as_integer_ratio(), o.labels)
+            for o, t in zip(outputs, traced, strict=True)
+        ),
+        states=tuple(
+            StateTensor(state, NEXT + state, spec.shape, _dtype(spec.dtype))
+            for state, spec in layer.state_spec().items()
+        ),
+        block=layer.hop if block is None else block,
+        lookahead=layer.lookahead,
+        parameters=sum(parameter.numel() for parameter in layer.parameters()),
+        **said,
+    )
+    _check_names(manifest)
+    _check_labels(manifest)
+    try:
+        decode_manifest(manifest.encode())
+    except (ManifestError, TypeError) as error:
+        raise ExportError(f"the file cannot say this about itself: {error}") from error
+    return manifest
+
+
+def item_dtype(layer: StreamingLayer) -> str:
+    """The dtype of the layer's items, by the manifest's name."""
+    return _dtype(layer.item_dtype)
+
+
+def check_model(
+    layer: StreamingLayer, kind: InputKind, vocabulary: int | None, block: int | None, rate: float | None
+) -> None:
+    """Refuse what cannot be exported before any work is done.
+
+    Raises:
+        ExportError: not a streaming layer, arguments that do not fit it, weights that are not
+            finite float32.
+    """
+    _check_kind(layer, kind, vocabulary)
+    if block is not None and (block < 1 or block % layer.hop):
+        raise ExportError(f"the block of {block} items is not a positive multiple of the hop of {layer.hop}")
+    if rate is not None and not 0 < rate < math.inf:
+        raise ExportError(f"rate = {rate} must be a positive number of items per second, or None")
+    _check_weights(layer)
+
+
+def _check_kind(layer: StreamingLayer, kind: InputKind, vocabulary: int | None) -> None:
+    if not isinstance(layer, StreamingLayer):
+        raise ExportError(f"the model is a {type(layer).__name__}, not a StreamingLayer; wrap it in one")
+    if layer.item_shape is None:
+        raise ExportError(
+            "the model's first layer takes items of any shape; put one first that knows its own"
+        )
+    if kind == "tokens" and not vocabulary:
+        raise ExportError("a token model needs vocabulary=, the number of different tokens")
+    if (kind == "tokens") != (layer.item_dtype == torch.int64):
+        raise ExportError(
+            f"the model takes items of {layer.item_dtype}, which does not fit the kind {kind!r}"
+        )
+    if layer.vocabulary is not None and (vocabulary or 0) > layer.vocabulary:
+        raise ExportError(f"vocabulary = {vocabulary} is beyond the model's {layer.vocabulary} tokens")
+
+
+def _check_weights(layer: StreamingLayer) -> None:
+    for name, parameter in layer.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ExportError(
+                f"weight {name} has dtype {parameter.dtype}; call model.float() before exporting"
+            )
+        if not parameter.isfinite().all():
+            raise ExportError(f"weight {name} holds NaN or infinity; the training has diverged")
+
+
+def _check_labels(manifest: Manifest) -> None:
+    for output in manifest.outputs:
+        columns = output.shape[-1] if output.shape else 1
+        if output.labels and len(output.labels) != columns:
+            raise ExportError(
+                f"output {output.name!r} has {columns} columns and {len(output.labels)} labels; "
+                "give one for each column, or none"
+            )
+
+
+def _check_names(manifest: Manifest) -> None:
+    """No two inputs and no two outputs of the graph may share a name, nor an input and an output."""
+    states = [name for state in manifest.states for name in (state.name, state.next)]
+    names = [manifest.input.name, *(output.name for output in manifest.outputs), *states]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ExportError(f"{twice[0]!r} names two of input, outputs and states; rename the output or layer")
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    if dtype not in _DTYPES:
+        raise ExportError(f"dtype {dtype} has no place in the file; use float32 data and states")
+    return _DTYPES[dtype]
