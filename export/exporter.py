@@ -87,9 +87,8 @@ def export(
         events=events,
         provenance=provenance or {},
     )
-    names = tuple(output.name for output in outputs)
-    proto = trace(layer, kind, names, vocabulary)
-    golden = Golden.of(layer, manifest.input, names, example)
+    golden = Golden.of(layer, manifest, example)
+    proto = trace(layer, kind, tuple(golden.outputs), vocabulary)
     errors = _certify_draft(_serialise(proto, manifest, golden), golden)
     write_bytes(path, _serialise(proto, msgspec.structs.replace(manifest, errors=errors), golden))
     return read_model_file(path).manifest
@@ -109,7 +108,7 @@ def _certify_draft(data: bytes, golden: Golden) -> tuple[CertifiedError, ...]:
 def _serialise(proto: onnx.ModelProto, manifest: Manifest, golden: Golden) -> bytes:
     """The file's bytes, sealed with their own hash."""
     del proto.metadata_props[:]
-    onnx.helper.set_model_props(proto, {MANIFEST_KEY: manifest.encode(), GOLDEN_KEY: golden.encode()})
+    onnx.helper.set_model_props(proto, {MANIFEST_KEY: manifest.encode(), GOLDEN_KEY: golden.encode(manifest)})
     if proto.ByteSize() > MAX_BYTES:
         raise ExportError(
             f"the model takes {proto.ByteSize()} bytes, one file holds {MAX_BYTES}; use a smaller model"

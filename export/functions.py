@@ -227,10 +227,28 @@ StateSpaceDual (x, dt, A, B, C, D, state) => (y, next)
 }
 """
 
+
+def _rotation(p: str, source: str, cosine: str, sine: str) -> str:
+    """Lines that rotate pairs (d, d + R/2) of ``source`` into ``{p}_rotated``; other dims stay."""
+    return f"""
+  {p}_first = Slice({source}, zero, half, axis_last)
+  {p}_second = Slice({source}, half, rotary, axis_last)
+  {p}_rest = Slice({source}, rotary, end, axis_last)
+  {p}_first_cosine = Mul({p}_first, {cosine})
+  {p}_second_sine = Mul({p}_second, {sine})
+  {p}_second_cosine = Mul({p}_second, {cosine})
+  {p}_first_sine = Mul({p}_first, {sine})
+  {p}_turned_first = Sub({p}_first_cosine, {p}_second_sine)
+  {p}_turned_second = Add({p}_second_cosine, {p}_first_sine)
+  {p}_rotated = Concat<axis=-1>({p}_turned_first, {p}_turned_second, {p}_rest)
+"""
+
+
 # Keys stay un-rotated in the ring and are rotated by their place in the working window
 # [W past items; T new items]: only differences of places matter, so the angles stay below
 # W + T however old the stream is.
-SLIDING_WINDOW_ATTENTION = """
+SLIDING_WINDOW_ATTENTION = (
+    """
 SlidingWindowAttention <scale> (q, k, v, inv_freq, key, value, position)
   => (y, next_key, next_value, next_position)
 {
@@ -302,27 +320,10 @@ SlidingWindowAttention <scale> (q, k, v, inv_freq, key, value, position)
   rotary = Add(half, half)
   q_cosine = Slice(cosine, W, end, zero)
   q_sine = Slice(sine, W, end, zero)
-  q_first = Slice(q_heads, zero, half, axis_last)
-  q_second = Slice(q_heads, half, rotary, axis_last)
-  q_rest = Slice(q_heads, rotary, end, axis_last)
-  q_fc = Mul(q_first, q_cosine)
-  q_ss = Mul(q_second, q_sine)
-  q_sc = Mul(q_second, q_cosine)
-  q_fs = Mul(q_first, q_sine)
-  q_turned_first = Sub(q_fc, q_ss)
-  q_turned_second = Add(q_sc, q_fs)
-  q_rotated = Concat<axis=-1>(q_turned_first, q_turned_second, q_rest)
-  k_first = Slice(keys, zero, half, axis_last)
-  k_second = Slice(keys, half, rotary, axis_last)
-  k_rest = Slice(keys, rotary, end, axis_last)
-  k_fc = Mul(k_first, cosine)
-  k_ss = Mul(k_second, sine)
-  k_sc = Mul(k_second, cosine)
-  k_fs = Mul(k_first, sine)
-  k_turned_first = Sub(k_fc, k_ss)
-  k_turned_second = Add(k_sc, k_fs)
-  k_rotated = Concat<axis=-1>(k_turned_first, k_turned_second, k_rest)
-
+"""
+    + _rotation("q", "q_heads", "q_cosine", "q_sine")
+    + _rotation("k", "keys", "cosine", "sine")
+    + """
   query_number = Range(zero_scalar, T_scalar, one_scalar)
   query_column = Unsqueeze(query_number, axis1)
   query_place = Add(query_column, W_scalar)
@@ -352,6 +353,7 @@ SlidingWindowAttention <scale> (q, k, v, inv_freq, key, value, position)
   y = CastLike(y_items, q)
 }
 """
+)
 
 _BODIES = {
     "CausalConv1d": CAUSAL_CONV1D,

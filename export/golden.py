@@ -7,18 +7,17 @@ import copy
 from dataclasses import dataclass
 
 import numpy as np
-import safetensors.numpy
 import torch
 
 import streamssm
-from streamssm import tolerance
+from streamssm import golden, tolerance
+from streamssm.draw import default_items, draw_input
 from streamssm.errors import ExportError
 from streamssm.export.graph import named_outputs
 from streamssm.export.layers.base import StreamingLayer
-from streamssm.manifest import CertifiedError, Input
+from streamssm.manifest import CertifiedError, Input, Manifest
 
-GOLDEN_HOPS = 48
-GOLDEN_COLUMNS = 256
+STORED_HOPS = 100
 
 
 @dataclass(frozen=True)
@@ -29,15 +28,17 @@ class Golden:
     outputs: dict[str, np.ndarray]
 
     @classmethod
-    def of(
-        cls, layer: StreamingLayer, spec: Input, names: tuple[str, ...], example: np.ndarray | None
-    ) -> Golden:
-        """Run ``example`` (random items by default) through the model in float64.
+    def of(cls, layer: StreamingLayer, manifest: Manifest, example: np.ndarray | None) -> Golden:
+        """Run ``example`` through the model in float64; by default random items, enough of them
+        to go around any window twice.
 
         Raises:
             ExportError: the example is shorter than a hop, or its items do not fit the model.
         """
-        x = _example(spec) if example is None else _fitting(example, spec)
+        spec, names = manifest.input, tuple(output.name for output in manifest.outputs)
+        if example is None:
+            example = draw_input(manifest, default_items(manifest), np.random.default_rng(0))
+        x = _fitting(example, spec)
         x = x[: x.shape[0] // spec.hop * spec.hop]
         double = copy.deepcopy(layer).double()
         state = {k: v.double() if v.is_floating_point() else v for k, v in double.init_state(1).items()}
@@ -46,20 +47,12 @@ class Golden:
             y, _ = double(items.double() if items.is_floating_point() else items, state)
         return cls(x, {key: value[0].numpy() for key, value in named_outputs(y, names).items()})
 
-    def encode(self) -> str:
-        """The vectors as base64 of safetensors: ``x`` and one ``y.<output>`` each."""
-        tensors = {"x": np.ascontiguousarray(self.x)}
-        for name, y in self.outputs.items():
-            tensors[f"y.{name}"] = np.ascontiguousarray(sampled_columns(y), dtype=np.float32)
-        return base64.b64encode(safetensors.numpy.save(tensors)).decode()
-
-
-def sampled_columns(y: np.ndarray) -> np.ndarray:
-    """The columns of y [..., C] that golden vectors keep: at most 256, evenly spread."""
-    columns = y.shape[-1] if y.ndim > 1 else 1
-    if columns <= GOLDEN_COLUMNS:
-        return y
-    return y[..., np.linspace(0, columns - 1, GOLDEN_COLUMNS).round().astype(int)]
+    def encode(self, manifest: Manifest) -> str:
+        """The first hundred hops as base64, for the file's metadata."""
+        kept = self.x[: STORED_HOPS * manifest.input.hop]
+        frames = {output.name: int(len(kept) * output.per_item) for output in manifest.outputs}
+        outputs = {name: y[: frames[name]] for name, y in self.outputs.items()}
+        return base64.b64encode(golden.encode(kept, outputs)).decode()
 
 
 def _fitting(example: np.ndarray, spec: Input) -> np.ndarray:
@@ -72,38 +65,29 @@ def _fitting(example: np.ndarray, spec: Input) -> np.ndarray:
     return x.astype(spec.dtype)
 
 
-def _example(spec: Input) -> np.ndarray:
-    generator = np.random.default_rng(0)
-    shape = (GOLDEN_HOPS * spec.hop, *spec.shape)
-    if spec.kind == "tokens":
-        return generator.integers(spec.vocabulary or 2, size=shape)
-    scale = 0.1 if spec.kind == "samples" else 1.0
-    return (scale * generator.standard_normal(shape)).astype(spec.dtype)
-
-
-def certify(model: streamssm.Model, golden: Golden) -> tuple[CertifiedError, ...]:
+def certify(model: streamssm.Model, wanted: Golden) -> tuple[CertifiedError, ...]:
     """Compare an opened file with the float64 outputs: whole, split, hop by hop.
 
     Raises:
         ExportError: an output differs by more than the tolerance table allows.
     """
-    hop, items = model.manifest.input.hop, len(golden.x)
+    hop, items = model.manifest.input.hop, len(wanted.x)
     blocks = {
         "whole against float64": items,
         "blocks of 5 hops against float64": 5 * hop,
         "single hops against float64": hop,
     }
-    return tuple(_compare(label, model, golden, block) for label, block in blocks.items())
+    return tuple(_compare(label, model, wanted, block) for label, block in blocks.items())
 
 
-def _compare(label: str, model: streamssm.Model, golden: Golden, block: int) -> CertifiedError:
+def _compare(label: str, model: streamssm.Model, wanted: Golden, block: int) -> CertifiedError:
     manifest = model.manifest
-    found = model.scan(golden.x, block=block)
+    found = model.scan(wanted.x, block=block)
     found = found if isinstance(found, dict) else {manifest.outputs[0].name: found}
     worst_abs = worst_rel = 0.0
     for output in manifest.outputs:
         # the runtime drops the warm-up of a look-ahead, and its last items come from the flush
-        reference = golden.outputs[output.name][int(manifest.lookahead * output.per_item) :]
+        reference = wanted.outputs[output.name][int(manifest.lookahead * output.per_item) :]
         y = found[output.name][: len(reference)]
         max_abs, max_rel = tolerance.error(y, reference)
         if not tolerance.within(y, reference, "float32"):
@@ -112,4 +96,4 @@ def _compare(label: str, model: streamssm.Model, golden: Golden, block: int) -> 
                 f"({max_rel:.2g} relative), {label}; nothing was written"
             )
         worst_abs, worst_rel = max(worst_abs, max_abs), max(worst_rel, max_rel)
-    return CertifiedError(label, worst_abs, worst_rel, len(golden.x))
+    return CertifiedError(label, worst_abs, worst_rel, len(wanted.x))

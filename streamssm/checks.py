@@ -16,6 +16,7 @@ import numpy as np
 from streamssm import tolerance
 from streamssm.draw import Array, default_items, draw_input, draw_split, pieces
 from streamssm.errors import InputError, StreamSSMError, UsageError
+from streamssm.golden import sampled_columns
 from streamssm.outputs import Outputs, by_name, joined
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 Verdict = Literal["pass", "fail", "skip"]
 Progress = Callable[[str, int, int], None]
-
-GOLDEN_COLUMNS = 256  # a golden vector keeps so many columns of wider items
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ def _golden(subject: Subject) -> tuple[int, str] | None:
     for output in manifest.outputs:
         # recorded in one call, without what a flush adds and with the warm-up a stream drops
         wanted[output.name] = expected[output.name][int(manifest.lookahead * output.per_item) :]
-        seen[output.name] = _sampled(found[output.name])[: len(wanted[output.name])]
+        seen[output.name] = sampled_columns(found[output.name])[: len(wanted[output.name])]
     worst = subject.close(seen, wanted, "golden vectors")
     return len(x), f"{len(x)} items, largest relative error {worst:.2g}"
 
@@ -296,14 +295,6 @@ def _bad_chunk(subject: Subject) -> tuple[Array, str]:
         return chunk, f"token {chunk[-1].flat[0]}"
     chunk[-1] = np.nan
     return chunk, "NaN"
-
-
-def _sampled(y: Array) -> Array:
-    """The columns that golden vectors keep: all, or 256 evenly spread ones."""
-    columns = y.shape[-1] if y.ndim > 1 else 1
-    if columns <= GOLDEN_COLUMNS:
-        return y
-    return y[..., np.linspace(0, columns - 1, GOLDEN_COLUMNS).round().astype(int)]
 
 
 def _brief(lengths: Sequence[int]) -> str:

@@ -177,18 +177,9 @@ class Model:
         Raises:
             ModelFileError: the sample cannot be read.
         """
-        if self._file.golden is None:
-            return None
-        from safetensors import SafetensorError
-        from safetensors.numpy import load as load_tensors
+        from streamssm import golden
 
-        try:
-            tensors = load_tensors(self._file.golden)
-            return tensors["x"], {o.name: tensors[f"y.{o.name}"] for o in self.manifest.outputs}
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise ModelFileError(
-                f"{self.path}: the golden sample cannot be read ({error!r}); export again"
-            ) from error
+        return None if self._file.golden is None else golden.decode(self._file.golden, self.manifest)
 
     def duration(self, items: int) -> float | None:
         """Seconds that ``items`` input items last; None for an input without a clock."""

@@ -21,6 +21,8 @@ from pathlib import Path
 from rich.progress import Progress
 from sources import SOURCES, Source
 
+from streamssm.atomic import write_bytes
+
 DEFAULT_CACHE = Path.home() / ".cache" / "streamssm" / "vad"
 
 
@@ -127,9 +129,8 @@ def _only_file(work: Path, pattern: str, source: Source) -> Path:
 
 
 def _write_manifest(cache: Path, manifest: dict[str, dict[str, str]]) -> None:
-    scratch = cache / "manifest.json.part"
-    scratch.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-    scratch.replace(cache / "manifest.json")
+    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+    write_bytes(cache / "manifest.json", text.encode())
 
 
 def _arguments() -> argparse.Namespace:

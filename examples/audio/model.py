@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from streamssm.atomic import replacing
 from streamssm.export.layers import (
     CausalConv1d,
     GatedMLP,
@@ -90,11 +91,10 @@ def parameters(network: torch.nn.Module) -> int:
 
 
 def save(path: Path, network: Sequential, config: ModelConfig, **notes: object) -> None:
-    """Write a checkpoint that `load` can rebuild, by a temporary file and a rename."""
-    scratch = path.with_suffix(".part")
+    """Write a checkpoint that `load` can rebuild, whole or not at all."""
     weights = {k: v.cpu() for k, v in network.state_dict().items()}
-    torch.save({"config": asdict(config), "weights": weights, "notes": notes}, scratch)
-    scratch.replace(path)
+    with replacing(path) as scratch:
+        torch.save({"config": asdict(config), "weights": weights, "notes": notes}, scratch)
 
 
 def load(path: Path) -> tuple[Sequential, ModelConfig, dict]:

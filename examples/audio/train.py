@@ -29,6 +29,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from streamssm.atomic import replacing
+
 VALID_ROWS, VALID_SEED = 64, 20_240
 
 
@@ -138,9 +140,8 @@ class Trainer:
             "step": self.step,
             "best": self.best,
         }
-        scratch = self.out / "last.part"
-        torch.save(everything, scratch)
-        scratch.replace(self.out / "last.pt")
+        with replacing(self.out / "last.pt") as scratch:
+            torch.save(everything, scratch)
 
     def resume(self) -> None:
         """Go on from `last.pt`, if there is one."""

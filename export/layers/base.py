@@ -13,7 +13,7 @@ difference from it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -140,6 +140,15 @@ def scoped(state: State, scope: str) -> State:
 def with_scope(state: dict, scope: str) -> dict:
     """Prefix every name with the child's name."""
     return {f"{scope}.{name}": value for name, value in state.items()}
+
+
+def joined_spec(children: Iterable[tuple[str, StreamingLayer]]) -> dict[str, StateSpec]:
+    """The states of all children, each under its child's name."""
+    return {
+        name: spec
+        for child, layer in children
+        for name, spec in with_scope(layer.state_spec(), child).items()
+    }
 
 
 def renamed(state: dict, old: str, new: str) -> dict:

@@ -10,7 +10,15 @@ from fractions import Fraction
 from torch import Tensor
 
 from streamssm.errors import LayerError
-from streamssm.export.layers.base import State, StateSpec, StreamingLayer, output_shape, scoped, with_scope
+from streamssm.export.layers.base import (
+    State,
+    StateSpec,
+    StreamingLayer,
+    joined_spec,
+    output_shape,
+    scoped,
+    with_scope,
+)
 from streamssm.export.layers.delay import Delay
 
 
@@ -48,11 +56,7 @@ class Sequential(StreamingLayer):
 
     def state_spec(self) -> dict[str, StateSpec]:
         """The states of all children."""
-        return {
-            name: spec
-            for child, layer in self.layers
-            for name, spec in with_scope(layer.state_spec(), child).items()
-        }
+        return joined_spec(self.layers)
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Run the children in order."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from streamssm.errors import LayerError
-from streamssm.export.layers.base import State, StateSpec, StreamingLayer, scoped, with_scope
+from streamssm.export.layers.base import State, StateSpec, StreamingLayer, joined_spec, scoped, with_scope
 
 
 class Heads(StreamingLayer):
@@ -43,11 +43,7 @@ class Heads(StreamingLayer):
 
     def state_spec(self) -> dict[str, StateSpec]:
         """The states of all layers."""
-        return {
-            name: spec
-            for child, layer in zip(self.names, self.layers, strict=True)
-            for name, spec in with_scope(layer.state_spec(), child).items()
-        }
+        return joined_spec(zip(self.names, self.layers, strict=True))
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[dict[str, Tensor], State]:
         """Run each layer on x."""

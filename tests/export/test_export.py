@@ -25,6 +25,7 @@ from streamssm.export.layers import (
     Mamba,
     ReLU,
     Sequential,
+    SlidingWindowAttention,
     StateSpec,
     StreamingLayer,
 )
@@ -95,6 +96,13 @@ def test_file_says_what_it_is(exported: dict[str, Path], name: str) -> None:
     assert manifest.parameters == sum(p.numel() for p in layer.parameters())
     assert len(manifest.errors) == 3
     assert all(error.max_rel < 1e-5 for error in manifest.errors)
+
+
+def test_certified_length_goes_around_the_window_twice(tmp_path: Path) -> None:
+    manifest = export(SlidingWindowAttention(4, 2, 200), tmp_path / "wide.onnx")
+    assert all(error.items >= 2 * 200 for error in manifest.errors)
+    stored, _ = streamssm.load(tmp_path / "wide.onnx").golden()
+    assert len(stored) == 100
 
 
 def test_weights_keep_their_torch_names(exported: dict[str, Path]) -> None:
