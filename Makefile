@@ -5,22 +5,25 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # onnxruntime otherwise reports on its use, and keeps an identifier in the home folder
 export ORT_DISABLE_TELEMETRY := 1
+KERNELS := CMakeLists.txt $(wildcard kernels/cpu/* kernels/ort/*)
 RECORDING := examples/audio/speech.wav
+SECONDS ?= 60
+SEED ?= 1
 
-.PHONY: run test lint format bench clean
+.PHONY: run test lint format bench fuzz clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The runtime and what reads audio files: enough to run models.
-$(VENV)/.runtime: $(BIN)/python pyproject.toml constraints.txt
+# The runtime with its native kernels, and what reads audio files: enough to run models.
+$(VENV)/.runtime: $(BIN)/python pyproject.toml constraints.txt $(KERNELS)
 	$(PIP) install -c constraints.txt -e '.[audio]'
 	touch $@
 
-# Adds PyTorch, the exporter and the tools.
-$(VENV)/.development: $(VENV)/.runtime
+# The same with PyTorch, the exporter and the tools.
+$(VENV)/.development: $(BIN)/python pyproject.toml constraints.txt $(KERNELS)
 	$(PIP) install -c constraints.txt -e '.[dev]'
-	touch $@
+	touch $(VENV)/.runtime $@
 
 run: $(VENV)/.runtime  ## voice activity on a recorded voice, paced as if live
 	$(BIN)/streamssm run vad sim:$(RECORDING)
@@ -39,6 +42,11 @@ format: $(VENV)/.development
 
 bench: $(VENV)/.development  ## the figures in the docs
 	$(BIN)/python benchmarks/core.py
+
+fuzz:  ## the operators under sanitizers, on random shapes and attributes, for SECONDS from SEED on
+	cmake -S . -B build/fuzz -DSTREAMSSM_TESTING=ON -DSTREAMSSM_SANITIZE=address,undefined
+	cmake --build build/fuzz --target streamssm_fuzz -j $(shell nproc)
+	build/fuzz/streamssm_fuzz $(SECONDS) $(SEED)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

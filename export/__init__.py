@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from streamssm.export.contract import verify_contract
     from streamssm.export.describe import OutputSpec
     from streamssm.export.exporter import export
+    from streamssm.export.quantizer import quantize
 
 # resolved on first use: training needs the layers but neither onnx nor onnxscript
 _HOME = {
@@ -20,10 +21,11 @@ _HOME = {
     "build": "config",
     "export": "exporter",
     "model_options": "config",
+    "quantize": "quantizer",
     "verify_contract": "contract",
 }
 
-__all__ = ["OutputSpec", "build", "export", "model_options", "verify_contract"]
+__all__ = ["OutputSpec", "build", "export", "model_options", "quantize", "verify_contract"]
 
 
 def __getattr__(name: str) -> Any:

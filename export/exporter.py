@@ -8,34 +8,22 @@ from __future__ import annotations
 
 import copy
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import onnx
 
-import streamssm
 from streamssm.atomic import write_bytes
-from streamssm.errors import ExportError, ManifestError, OutputError
+from streamssm.export.certify import certify
 from streamssm.export.describe import OutputSpec, check_model, describe, item_dtype
-from streamssm.export.golden import Golden, certify
+from streamssm.export.golden import golden_of
 from streamssm.export.graph import trace
 from streamssm.export.layers.base import StreamingLayer
-from streamssm.manifest import (
-    GOLDEN_KEY,
-    MANIFEST_KEY,
-    CertifiedError,
-    EventRule,
-    Input,
-    InputKind,
-    Manifest,
-)
-from streamssm.onnx_file import read_model_file, seal
-
-MAX_BYTES = 2**31 - 1
+from streamssm.export.writing import require_writable, serialise
+from streamssm.manifest import EventRule, Input, InputKind, Manifest
+from streamssm.onnx_file import read_model_file
 
 
 def export(
@@ -73,7 +61,7 @@ def export(
         OutputError: ``path`` cannot be written.
     """
     path = Path(path)
-    _require_writable(path)
+    require_writable(path)
     check_model(model, kind, vocabulary, block, rate)
     layer = copy.deepcopy(model).cpu().eval()
     manifest = describe(
@@ -87,35 +75,8 @@ def export(
         events=events,
         provenance=provenance or {},
     )
-    golden = Golden.of(layer, manifest, example)
+    golden = golden_of(layer, manifest, example)
     proto = trace(layer, kind, tuple(golden.outputs), vocabulary)
-    errors = _certify_draft(_serialise(proto, manifest, golden), golden)
-    write_bytes(path, _serialise(proto, msgspec.structs.replace(manifest, errors=errors), golden))
+    errors = certify(serialise(proto, manifest, golden), golden, "float64", "the torch model")
+    write_bytes(path, serialise(proto, msgspec.structs.replace(manifest, errors=errors), golden))
     return read_model_file(path).manifest
-
-
-def _certify_draft(data: bytes, golden: Golden) -> tuple[CertifiedError, ...]:
-    """Open the file's bytes with the runtime and compare it with the torch model."""
-    with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / "draft.onnx"
-        draft.write_bytes(data)
-        try:
-            return certify(streamssm.load(draft), golden)
-        except ManifestError as error:
-            raise ExportError(f"the traced graph is not what the model says: {error}") from error
-
-
-def _serialise(proto: onnx.ModelProto, manifest: Manifest, golden: Golden) -> bytes:
-    """The file's bytes, sealed with their own hash."""
-    del proto.metadata_props[:]
-    onnx.helper.set_model_props(proto, {MANIFEST_KEY: manifest.encode(), GOLDEN_KEY: golden.encode(manifest)})
-    if proto.ByteSize() > MAX_BYTES:
-        raise ExportError(
-            f"the model takes {proto.ByteSize()} bytes, one file holds {MAX_BYTES}; use a smaller model"
-        )
-    return seal(proto.SerializeToString(deterministic=True))
-
-
-def _require_writable(path: Path) -> None:
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"cannot write to {path.parent}: create the folder or choose another")

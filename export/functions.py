@@ -16,6 +16,8 @@ from functools import cache
 import onnx
 import onnx.parser
 
+from streamssm.export.functions_mel import LOG_MEL
+
 DOMAIN = "streamssm"
 DOMAIN_VERSION = 1
 OPSET = 21
@@ -360,6 +362,7 @@ _BODIES = {
     "SelectiveScan": SELECTIVE_SCAN,
     "StateSpaceDual": STATE_SPACE_DUAL,
     "SlidingWindowAttention": SLIDING_WINDOW_ATTENTION,
+    "LogMel": LOG_MEL,
 }
 
 OPERATORS = tuple(_BODIES)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
 import onnx
 import torch
 from onnxscript import ir
@@ -133,10 +134,27 @@ def _free_names(graph: ir.Graph) -> None:
             names.add(value.name)
 
 
+def _keep_item_shapes(graph: onnx.GraphProto) -> None:
+    """Of the shapes inside the graph, keep those of rows [batch, items, ...] of a fixed size: the
+    runtime needs them to fuse what it can. Expressions for lengths mean nothing to it."""
+    kept = []
+    for value in graph.value_info:
+        tensor = value.type.tensor_type
+        dims = tensor.shape.dim
+        if tensor.elem_type != onnx.TensorProto.FLOAT or len(dims) < 3 or dims[0].dim_param != "batch":
+            continue
+        if dims[1].HasField("dim_param") and all(dim.HasField("dim_value") for dim in dims[2:]):
+            dims[1].Clear()
+            kept.append(value)
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
+
+
 def _finish(model: onnx.ModelProto, layer: StreamingLayer, input_name: str) -> None:
     append_functions(model)
+    _shape_weights(model.graph)
     _name_weights(model, layer)
-    del model.graph.value_info[:]
+    _keep_item_shapes(model.graph)
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
@@ -156,19 +174,52 @@ def _finish(model: onnx.ModelProto, layer: StreamingLayer, input_name: str) -> N
         raise ExportError(f"torch wrote opset {versions.get('')} instead of {OPSET}; update onnxscript")
 
 
+def _shape_weights(graph: onnx.GraphProto) -> None:
+    """Store weights in the shape they are used in: torch leaves the larger ones to be reshaped or
+    transposed by nodes."""
+    arrays = {value.name: value for value in graph.initializer}
+    for node in list(graph.node):
+        if node.op_type not in ("Reshape", "Transpose") or not arrays.keys() >= set(node.input):
+            continue
+        first, *rest = (onnx.numpy_helper.to_array(arrays[name]) for name in node.input)
+        if node.op_type == "Reshape":
+            shaped = first.reshape(rest[0])
+        else:
+            shaped = first.transpose(*(list(attribute.ints) for attribute in node.attribute))
+        name = node.output[0]
+        arrays[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(shaped), name)
+        graph.node.remove(node)
+    used = _names_read(graph) | {value.name for value in graph.output}
+    del graph.initializer[:]
+    graph.initializer.extend(value for name, value in arrays.items() if name in used)
+
+
+def _names_read(graph: onnx.GraphProto) -> set[str]:
+    """What the nodes of a graph and of the graphs in them take as inputs."""
+    names = {name for node in graph.node for name in node.input}
+    attributes = [attribute for node in graph.node for attribute in node.attribute]
+    inner = [graph for attribute in attributes for graph in (attribute.g, *attribute.graphs)]
+    return names.union(*(_names_read(graph) for graph in inner if graph.node or graph.output))
+
+
 def _name_weights(model: onnx.ModelProto, layer: StreamingLayer) -> None:
     """Give weights the names they have in torch; the optimiser renames those it transposes."""
     names: dict[bytes, str] = {}
-    for name, parameter in layer.named_parameters():
-        if parameter.ndim == 2:
-            names.setdefault(_fingerprint(parameter.detach().T), f"{name}.T")
-        names.setdefault(_fingerprint(parameter.detach()), name)
+    first: dict[str, str] = {}
+    for aliases in _parameter_names(layer):
+        first |= dict.fromkeys(aliases, aliases[0])
+        parameter = layer.get_parameter(aliases[0]).detach()
+        # of a matrix that an embedding and a head share, the transposed form is the head's
+        for transposed in _transposed(parameter):
+            names.setdefault(_fingerprint(transposed), f"{aliases[-1]}.T")
+        names.setdefault(_fingerprint(parameter), aliases[0])
     graph = model.graph
     taken = {value.name for value in (*graph.initializer, *graph.input, *graph.output)}
     taken.update(name for node in graph.node for name in node.output)
     renamed = {}
     for value in graph.initializer:
         wanted = value.name.removeprefix("layer.")
+        wanted = first.get(wanted, wanted)
         if wanted == value.name and value.dims:
             content = torch.from_numpy(onnx.numpy_helper.to_array(value).copy())
             wanted = names.get(_fingerprint(content), wanted)
@@ -179,6 +230,23 @@ def _name_weights(model: onnx.ModelProto, layer: StreamingLayer) -> None:
     for node in graph.node:
         for i, name in enumerate(node.input):
             node.input[i] = renamed.get(name, name)
+
+
+def _parameter_names(layer: StreamingLayer) -> list[list[str]]:
+    """The names of each parameter, in order; of a shared one there are several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in layer.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return list(names.values())
+
+
+def _transposed(parameter: Tensor) -> list[Tensor]:
+    """The forms with the axes reversed in which layers multiply with a parameter."""
+    if parameter.ndim == 2:
+        return [parameter.T]
+    if parameter.ndim == 3:  # a convolution [out, in, K]: dense, and depthwise
+        return [parameter.permute(2, 1, 0).flatten(0, 1)]
+    return []
 
 
 def _fingerprint(tensor: Tensor) -> bytes:

@@ -2,7 +2,8 @@
 eagerly, one ONNX node each when exported.
 
 Shapes: B batch, T items, D channels, N state size, K conv width, H heads, P head dim,
-G groups, W window, R rotary dims. Definitions and sources: ``streamssm.kernels.reference``.
+G groups, W window, R rotary dims; in log_mel T samples, L window, M bands, P past samples.
+Definitions and sources: ``streamssm.kernels.reference``.
 
 Numeric policy: inputs are brought to the state's dtype (float32), the result returns in the
 dtype of the data, under autocast too. The matrix forms multiply masked items by zero, so a
@@ -223,6 +224,27 @@ def _take(ring: Tensor, index: Tensor) -> Tensor:
     """ring [B, H, S, dh], index [B, W] -> [B, H, W, dh]."""
     shape = (-1, ring.shape[1], -1, ring.shape[3])
     return ring.gather(2, index[:, None, :, None].expand(shape))
+
+
+def _bands(x: Tensor, filters: Tensor, hop: int) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1] // hop, filters.shape[1])
+
+
+@_operator(lambda x, window, filters, past, hop, n_fft, eps: (_bands(x, filters, hop), *_like(past)))
+def log_mel(
+    x: Tensor, window: Tensor, filters: Tensor, past: Tensor, hop: int, n_fft: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Logarithm of mel power of frames that end with each hop; x [B, T], window [L],
+    filters [n_fft // 2 + 1, M], past [B, P], P >= L - hop -> y [B, T / hop, M]."""
+    dtype, T, P, L = past.dtype, x.shape[1], past.shape[1], window.shape[0]
+    full = torch.cat([past, x.to(dtype)], dim=1)
+    following = full[:, T:].clone()
+    if T == 0:
+        return _bands(x, filters, hop), following
+    frames = full[:, P + hop - L :].unfold(1, L, hop)
+    spectrum = torch.fft.rfft(frames * window.to(dtype), n_fft)
+    power = spectrum.real.square() + spectrum.imag.square()
+    return torch.log(power @ filters.to(dtype) + eps).to(x.dtype), following
 
 
 @_operator(lambda x, weight_ih, weight_hh, bias_ih, bias_hh, h: (_hidden(x, h), *_like(h)))

@@ -53,6 +53,9 @@ _DUAL = _operator("StateSpaceDual", {})
 _ATTENTION = _operator(
     "SlidingWindowAttention", {"scale": OpSchema.AttrType.FLOAT}, ("position", "next_position")
 )
+_LOG_MEL = _operator(
+    "LogMel", {"hop": OpSchema.AttrType.INT, "n_fft": OpSchema.AttrType.INT, "eps": OpSchema.AttrType.FLOAT}
+)
 
 
 def _causal_conv1d(x, weight, bias, state, silu: bool = False):
@@ -69,6 +72,10 @@ def _state_space_dual(x, dt, A, B, C, D, state):
 
 def _sliding_window_attention(q, k, v, inv_freq, key, value, position, scale: float):
     return _ATTENTION(q, k, v, inv_freq, key, value, position, scale=scale)
+
+
+def _log_mel(x, window, filters, past, hop: int, n_fft: int, eps: float):
+    return _LOG_MEL(x, window, filters, past, hop=hop, n_fft=n_fft, eps=eps)
 
 
 def _gates(weight, order: tuple[int, ...], size: int):
@@ -132,6 +139,7 @@ def translation_table() -> dict[Callable, Callable]:
         namespace.selective_scan.default: _selective_scan,
         namespace.state_space_dual.default: _state_space_dual,
         namespace.sliding_window_attention.default: _sliding_window_attention,
+        namespace.log_mel.default: _log_mel,
         namespace.gru.default: _gru,
         namespace.lstm.default: _lstm,
         torch.ops.aten.softplus.default: _softplus,

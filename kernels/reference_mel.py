@@ -40,75 +40,61 @@ def mel_filters(sample_rate: float, n_fft: int, n_mels: int, f_min: float, f_max
     return np.maximum(0.0, np.minimum(rising, falling))
 
 
-def log_mel_step(
-    frame: Array,
-    sample_rate: float,
-    n_fft: int,
-    n_mels: int,
-    f_min: float,
-    f_max: float,
-    eps: float,
-) -> Array:
-    """log(mel filters applied to |FFT(Hann * frame)|^2, plus eps) of one frame.
+def log_mel_step(frame: Array, window: Array, filters: Array, n_fft: int, eps: float) -> Array:
+    """log(filters applied to |FFT(window * frame)|^2, plus eps) of one frame.
 
     Args:
-        frame: [..., window] samples, oldest first.
-        sample_rate: Hz.
+        frame: [..., L] samples, oldest first.
+        window: [L] weights of the samples, such as :func:`hann`.
+        filters: [n_fft // 2 + 1, M], such as :func:`mel_filters`.
         n_fft: length of the FFT; the frame is padded with zeros at its end, which moves the
             phase but not the power.
-        n_mels: number of filters.
-        f_min: lower edge of the first filter, Hz.
-        f_max: upper edge of the last filter, Hz.
         eps: added to the mel power before the natural logarithm.
 
     Returns:
-        [..., n_mels].
+        [..., M].
 
     Raises:
-        ValueError: n_fft is shorter than the frame, or the mel range is impossible.
+        ValueError: n_fft is shorter than the frame.
     """
-    (frame,) = f64(frame)
-    window = frame.shape[-1]
-    if n_fft < window:
-        raise ValueError(f"an FFT of {n_fft} cuts the window of {window} samples; use n_fft >= {window}")
-    power = np.abs(np.fft.rfft(hann(window) * frame, n_fft, axis=-1)) ** 2
-    return np.log(power @ mel_filters(sample_rate, n_fft, n_mels, f_min, f_max) + eps)
+    frame, window, filters = f64(frame, window, filters)
+    if n_fft < len(window):
+        raise ValueError(f"an FFT of {n_fft} cuts the window of {len(window)} samples; use at least that")
+    power = np.abs(np.fft.rfft(window * frame, n_fft, axis=-1)) ** 2
+    return np.log(power @ filters + eps)
 
 
 def log_mel(
-    x: Array,
-    sample_rate: float,
-    window: int,
-    hop: int,
-    n_fft: int,
-    n_mels: int,
-    f_min: float,
-    f_max: float,
-    eps: float,
-) -> Array:
-    """Log-mel frames of a stream from its start.
+    x: Array, window: Array, filters: Array, past: Array, hop: int, n_fft: int, eps: float
+) -> tuple[Array, Array]:
+    """Log-mel frames of a stream, T samples of it.
 
-    Frame t is the ``window`` samples that end at sample hop * (t + 1), exclusive: it sees
-    nothing later, and zeros before the start. Samples that do not fill a hop are left.
+    Frame f is the L samples that end at sample hop * (f + 1) of x, exclusive: it sees nothing
+    later, and `past` before the start. Its spectrum is a product with the Fourier matrix here.
 
     Args:
-        x: [B, S] samples.
-        sample_rate: Hz.
-        window: samples in a frame.
+        x: [B, T] samples, T a multiple of hop.
+        window: [L] weights of the samples of a frame.
+        filters: [n_fft // 2 + 1, M].
+        past: [B, P] the samples before x, P >= L - hop.
         hop: samples from one frame to the next.
-        n_fft: see :func:`log_mel_step`, as are the rest.
-        n_mels: number of filters.
-        f_min: lower edge of the first filter, Hz.
-        f_max: upper edge of the last filter, Hz.
+        n_fft: see :func:`log_mel_step`.
         eps: added to the mel power before the natural logarithm.
 
     Returns:
-        [B, S // hop, n_mels].
+        y [B, T / hop, M] and the next past [B, P].
+
+    Raises:
+        ValueError: T is not a multiple of hop.
     """
-    (x,) = f64(x)
-    T = x.shape[1] // hop
-    # `window` zeros stand before sample 0, so that frame t starts at index hop * (t + 1).
-    padded = np.concatenate([np.zeros((len(x), window)), x], axis=1)
-    starts = hop * (np.arange(T) + 1)
-    frames = padded[:, starts[:, None] + np.arange(window)]
-    return log_mel_step(frames, sample_rate, n_fft, n_mels, f_min, f_max, eps)
+    x, window, filters, past = f64(x, window, filters, past)
+    T, L, P = x.shape[1], len(window), past.shape[1]
+    if T % hop:
+        raise ValueError(f"{T} samples are no whole number of hops of {hop}")
+    full = np.concatenate([past, x], axis=1)
+    starts = P + hop * (np.arange(T // hop) + 1) - L
+    frames = full[:, starts[:, None] + np.arange(L)] * window
+    # indices are reduced to one turn before they become an angle, which would lose digits
+    turns = np.outer(np.arange(L), np.arange(n_fft // 2 + 1)) % n_fft / n_fft
+    power = np.abs(frames @ np.exp(-2j * np.pi * turns)) ** 2
+    return np.log(power @ filters + eps), full[:, T:]

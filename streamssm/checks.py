@@ -101,7 +101,7 @@ class Subject:
             if seen.shape != wanted.shape:
                 raise CheckFailedError(f"{what}: {name} has shape {seen.shape}, expected {wanted.shape}")
             largest, relative = tolerance.error(seen, wanted)
-            if not tolerance.within(seen, wanted, "float32"):
+            if not tolerance.within(seen, wanted, self.model.manifest.weights.dtype):
                 raise CheckFailedError(f"{what}: {name} is off by {largest:.3g} ({relative:.3g} relative)")
             worst = max(worst, relative)
         return worst

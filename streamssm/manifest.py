@@ -23,6 +23,7 @@ DIGEST_PLACEHOLDER = "0" * 64
 InputKind = Literal["samples", "features", "tokens"]
 OutputKind = Literal["probability", "logits", "features", "samples"]
 DType = Literal["float32", "int64"]
+WeightType = Literal["float32", "int8", "int4"]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Shape = tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
 Rate = Annotated[float, msgspec.Meta(gt=0)]
@@ -101,6 +102,18 @@ class CertifiedError(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     items: int
 
 
+class Weights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the matrices of large linear layers are stored; everything else is float32.
+
+    Of int8 and int4 weights ``block_size`` inputs of one output share a scale (fewer in matrices that
+    have fewer); ``excluded`` names the linear layers that were left float32 on request.
+    """
+
+    dtype: WeightType = "float32"
+    block_size: Annotated[int, msgspec.Meta(ge=0)] = 0
+    excluded: tuple[str, ...] = ()
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything a host needs to run the model. ``lookahead`` and ``block`` count input
     items; ``sha256`` covers the whole file with its own 64 digits set to zero."""
@@ -118,6 +131,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     description: str = ""
     license: str = ""
     events: EventRule | None = None
+    weights: Weights = Weights()
     errors: tuple[CertifiedError, ...] = ()
     provenance: dict[str, Any] = {}
 
@@ -165,6 +179,10 @@ def _validate(manifest: Manifest) -> None:
     names = [state.name for state in manifest.states]
     if len(set(names)) != len(names):
         raise ManifestError("two states have the same name")
+    if (manifest.weights.dtype == "float32") != (manifest.weights.block_size == 0):
+        raise ManifestError(
+            f"the manifest gives {manifest.weights.dtype} weights blocks of {manifest.weights.block_size}"
+        )
     if manifest.events is not None:
         _validate_events(manifest.events, manifest.outputs)
 

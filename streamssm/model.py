@@ -100,6 +100,11 @@ class Model:
         """What runs the graph."""
         return self._backend
 
+    @property
+    def kernels(self) -> str:
+        """What runs the operators of ours: ``native (avx512vnni)``, or ``plain ONNX`` and why."""
+        return str(self._backend.kernels)
+
     def __repr__(self) -> str:
         """Name, what goes in and what comes out, block, state and backend."""
         m = self.manifest

@@ -14,12 +14,13 @@ import hashlib
 import mmap
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from streamssm.errors import IntegrityError, ManifestError, ModelFileError
 from streamssm.manifest import DIGEST_PLACEHOLDER, GOLDEN_KEY, MANIFEST_KEY, Manifest, decode_manifest
+from streamssm.protobuf import Buffer, MalformedError, Span, fields, text
 
 #: operator domains a model may use; every other is code we know nothing of
 ALLOWED_DOMAINS = frozenset({"", "ai.onnx", "streamssm", "com.microsoft"})
@@ -28,8 +29,6 @@ REFUSED_OPS = frozenset({("com.microsoft", "EPContext")})
 
 _CHUNK = 1 << 20
 _MAX_DEPTH = 32
-
-Buffer = bytes | mmap.mmap
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,6 @@ def _read(path: Path, data: Buffer) -> ModelFile:
 
 
 # The manifest, its digest, the golden sample.
-
-Span = tuple[int, int]
 
 
 def _manifest_span(path: Path, contents: _Contents) -> Span:
@@ -220,25 +217,21 @@ class _Contents:
     has_graph: bool = False
 
 
-class _MalformedError(Exception):
-    """Not protobuf, or cut short."""
-
-
 def _walk_model(path: Path, data: Buffer) -> _Contents:
     contents = _Contents()
     try:
         _walk(data, 0, len(data), "model", contents, 0)
-    except (_MalformedError, UnicodeDecodeError) as error:
+    except (MalformedError, UnicodeDecodeError) as error:
         raise ModelFileError(f"{path} {_diagnosis(data, error)}") from error
     return contents
 
 
 def _walk(data: Buffer, at: int, end: int, kind: str, contents: _Contents, depth: int) -> None:
     if depth > _MAX_DEPTH:
-        raise _MalformedError(f"graphs nested deeper than {_MAX_DEPTH}")
+        raise MalformedError(f"graphs nested deeper than {_MAX_DEPTH}")
     children, strings = _CHILDREN[kind], _STRINGS.get(kind, {})
     found: dict[str, Span] = {}
-    for number, wire, start, stop in _fields(data, at, end):
+    for number, wire, start, stop in fields(data, at, end):
         if wire == 2 and number in children:
             contents.has_graph |= kind == "model" and number == 7
             _walk(data, start, stop, children[number], contents, depth + 1)
@@ -251,58 +244,17 @@ def _note(data: Buffer, kind: str, found: dict[str, Span], contents: _Contents) 
     """Record a node, a function, a metadata entry or the place of external data."""
     nothing = (0, 0)
     if kind == _METADATA:
-        key = _text(data, found.get("key", nothing))
+        key = text(data, found.get("key", nothing))
         contents.metadata.setdefault(key, []).append(found.get("value", nothing))
     elif kind == _EXTERNAL:
-        if _text(data, found.get("key", nothing)) == "location":
-            contents.external.add(_text(data, found.get("value", nothing)))
+        if text(data, found.get("key", nothing)) == "location":
+            contents.external.add(text(data, found.get("value", nothing)))
     elif kind in (_NODE, _FUNCTION):
-        name = (_text(data, found.get("domain", nothing)), _text(data, found.get("name", nothing)))
+        name = (text(data, found.get("domain", nothing)), text(data, found.get("name", nothing)))
         if kind == _NODE:
             contents.ops[name] += 1
         else:
             contents.functions.add(name)
-
-
-def _fields(data: Buffer, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Fields of the message in ``data[at:end]``: number, wire type, start and end of the value."""
-    while at < end:
-        key, start = _varint(data, at, end)
-        number, wire = key >> 3, key & 7
-        if wire == 2:
-            length, start = _varint(data, start, end)
-            stop = start + length
-        elif wire == 0:
-            stop = _varint(data, start, end)[1]
-        elif wire in (1, 5):
-            stop = start + (8 if wire == 1 else 4)
-        else:
-            raise _MalformedError(f"byte {at} is no field of a protobuf message")
-        if number == 0:
-            raise _MalformedError(f"byte {at} is no field of a protobuf message")
-        if stop > end:
-            raise _MalformedError(
-                f"the field at byte {at} needs {stop - start} bytes, {end - start} are left"
-            )
-        yield number, wire, start, stop
-        at = stop
-
-
-def _varint(data: Buffer, at: int, end: int) -> tuple[int, int]:
-    """The variable-length integer at ``at`` and the position after it."""
-    value = shift = 0
-    while at < end and shift < 70:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    raise _MalformedError(f"the number before byte {at} does not end")
-
-
-def _text(data: Buffer, span: Span) -> str:
-    return data[span[0] : span[1]].decode()
 
 
 _KNOWN = {

@@ -33,11 +33,20 @@ class Tolerance:
 #   float16   2.7e-3, bfloat16 3.1e-2, both for models of five mixers against float64 with the
 #             same rounded weights
 # The bounds leave a factor of 2 to 15 for deeper models and other orders of summation.
+#
+# int8 and int4 are files with such weights against exact products with the same rounded weights:
+# what differs is the rounding of activations to 8 bits, by whichever kernel runs, so both rows are
+# one. A sum in another order moves an activation across a rounding threshold now and then, which
+# the layers after it amplify to the same size. Measured: vad 4.8e-2; models of random weights, 3
+# mixers 2.7e-2, 24 mixers 6.2e-2. What the rounding of the weights costs is no matter of tolerance:
+# it is measured, and written into the file, when they are rounded.
 TABLE: dict[str, Tolerance] = {
     "float64": Tolerance(rtol=1e-12, atol=1e-13),
     "float32": Tolerance(rtol=2e-5, atol=1e-6),
     "float16": Tolerance(rtol=1e-2, atol=1e-3),
     "bfloat16": Tolerance(rtol=6e-2, atol=1e-2),
+    "int8": Tolerance(rtol=1.5e-1, atol=1e-2),
+    "int4": Tolerance(rtol=1.5e-1, atol=1e-2),
 }
 
 

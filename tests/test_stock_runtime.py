@@ -40,23 +40,39 @@ print(onnxruntime.__version__)
 """
 
 
-@pytest.mark.parametrize("requirement", ["onnxruntime", "onnxruntime==1.20.1"])
-def test_bare_environment_steps_the_built_in_model(tmp_path: Path, requirement: str) -> None:
+@pytest.mark.parametrize(
+    ("requirement", "weights"),
+    [("onnxruntime", ("float32", "int8", "int4")), ("onnxruntime==1.20.1", ("float32", "int4"))],
+)
+def test_bare_environment_steps_the_built_in_model(
+    tmp_path: Path, requirement: str, weights: tuple[str, ...]
+) -> None:
     environment = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     python = environment / "bin" / "python"
     pinned = ["-c", CONSTRAINTS] if requirement == "onnxruntime" else []
     pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     subprocess.run([*pip, *pinned, requirement, "numpy"], check=True)
-    model = streamssm.load("vad")
-    hop = model.manifest.input.hop
-    x = (0.1 * np.random.default_rng(0).standard_normal(100 * hop)).astype(np.float32)
-    np.save(tmp_path / "x.npy", x)
-    files = [model.path, tmp_path / "x.npy", tmp_path / "y.npy"]
-    run = subprocess.run(
-        [python, "-I", "-c", STEPPER, *files], check=True, capture_output=True, text=True, cwd=tmp_path
-    )
-    ours = model.scan(x, block=hop)
-    theirs = np.load(tmp_path / "y.npy")
-    assert theirs.shape == ours.shape
-    assert tolerance.within(theirs, ours, "float32"), (run.stdout, tolerance.error(theirs, ours))
+    for dtype in weights:
+        model = _model(dtype, tmp_path)
+        hop = model.manifest.input.hop
+        x = (0.1 * np.random.default_rng(0).standard_normal(100 * hop)).astype(np.float32)
+        np.save(tmp_path / "x.npy", x)
+        files = [model.path, tmp_path / "x.npy", tmp_path / "y.npy"]
+        run = subprocess.run(
+            [python, "-I", "-c", STEPPER, *files], check=True, capture_output=True, text=True, cwd=tmp_path
+        )
+        ours = model.scan(x, block=hop)
+        theirs = np.load(tmp_path / "y.npy")
+        assert theirs.shape == ours.shape
+        assert tolerance.within(theirs, ours, dtype), (run.stdout, tolerance.error(theirs, ours))
+
+
+def _model(weights: str, folder: Path) -> streamssm.Model:
+    if weights == "float32":
+        return streamssm.load("vad")
+    pytest.importorskip("onnx")
+    from streamssm.export import quantize
+
+    quantize("vad", folder / f"{weights}.onnx", weights, per_layer=False)
+    return streamssm.load(folder / f"{weights}.onnx")

@@ -20,11 +20,12 @@ import numpy as np
 import testmix
 from dataset import HOP, RATE, DataError
 from fetch import DEFAULT_CACHE
-from metrics import roc_auc
 from peers import PEERS, Scorer
 from rich.console import Console
 from rich.table import Table
 from testmix import Scene
+
+from streamssm.export.metrics import roc_auc
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from dataset import HOP, Pool, speech_labels
-from metrics import roc_auc
 from mixing import MixConfig, Mixer
 from model import ModelConfig, build, load, save
 from peers import _spread
 from sources import SOURCES
 from train import TrainConfig, learning_rate, read_config
+
+from streamssm.export.metrics import roc_auc
 
 CPU = torch.device("cpu")
 SMALL = ModelConfig(d_model=8, mlp_hidden=8, blocks=("mamba", "mlp"), d_state=4)

@@ -22,7 +22,6 @@ from pathlib import Path
 import torch
 from dataset import DataError, Pool
 from fetch import DEFAULT_CACHE
-from metrics import roc_auc
 from mixing import MixConfig, Mixer
 from model import ModelConfig, build, parameters, save
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -30,6 +29,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from streamssm.atomic import replacing
+from streamssm.export.metrics import roc_auc
 
 VALID_ROWS, VALID_SEED = 64, 20_240
 

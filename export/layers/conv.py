@@ -81,10 +81,12 @@ class CausalConv1d(StreamingLayer):
         return y, {"items": items}
 
     def _windows(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        full = torch.cat([state["items"], x.to(state["items"].dtype)], dim=1) if self.past else x
+        full = x
+        if self.past:
+            full = torch.cat([state["items"], x.to(state["items"].dtype)], dim=1)
+            state = {"items": full[:, -self.past :]}
         seen = windows(full, self.kernel_size, self.stride, self.dilation)
-        y = self._multiply(seen.to(self.weight.dtype)).to(x.dtype)
-        return y, ({"items": full[:, -self.past :]} if self.past else state)
+        return self._multiply(seen.to(self.weight.dtype)).to(x.dtype), state
 
     def _multiply(self, seen: Tensor) -> Tensor:
         """seen [B, F, K * in] -> [B, F, out], as one matrix product for each group."""

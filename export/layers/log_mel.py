@@ -2,8 +2,7 @@
 
 B batch, T samples, F = T / hop frames, M mel bands. Frame f is the ``window`` samples that end
 with hop f: nothing later is seen, and zeros stand before the start. Periodic Hann window, power
-spectrum as a matrix product with the discrete Fourier transform, triangular HTK mel filters
-of peak 1, natural logarithm of power plus eps.
+spectrum, triangular HTK mel filters of peak 1, natural logarithm of power plus eps.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from torch import Tensor
 
 from streamssm.errors import LayerError
 from streamssm.export.layers.base import State, StateSpec, StreamingLayer, require_whole
-from streamssm.export.layers.windows import history, windows
-from streamssm.export.ops import full_precision
+from streamssm.export.layers.windows import history
+from streamssm.export.ops import log_mel
 from streamssm.kernels.reference import hann, mel_filters
 
 
@@ -44,13 +43,13 @@ class LogMel(StreamingLayer):
         require_whole("LogMel", window=window, hop=hop, n_mels=n_mels, n_fft=n_fft)
         if hop > window or window > n_fft:
             raise LayerError(f"LogMel: hop {hop} <= window {window} <= n_fft {n_fft} must hold")
-        if not eps > 0:
-            raise LayerError(f"LogMel: eps = {eps} must be positive, or silence has no logarithm")
+        if not eps >= np.finfo(np.float32).tiny:
+            raise LayerError(f"LogMel: eps = {eps} must be positive in float32, or silence has no logarithm")
         self.output_ratio = Fraction(1, hop)
-        self.window, self.eps = window, eps
+        self.n_fft, self.eps = n_fft, eps
         self.past = history(window, hop)
         filters = _filters(sample_rate, n_fft, n_mels, f_min, sample_rate / 2 if f_max is None else f_max)
-        self.register_constant("fourier", torch.from_numpy(_fourier(window, n_fft)))
+        self.register_constant("window", torch.from_numpy(hann(window)))
         self.register_constant("filters", torch.from_numpy(filters))
 
     def state_spec(self) -> dict[str, StateSpec]:
@@ -60,23 +59,9 @@ class LogMel(StreamingLayer):
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Frames, spectrum, bands: in the dtype of the constants, float32 or better."""
         state = self.start(x, state)
-        samples = x.to(self.fourier.dtype)
-        if self.past:
-            samples = torch.cat([state["past"].to(samples.dtype), samples], dim=1)
-        frames = windows(samples[:, :, None], self.window, self.hop)
-        with full_precision(x):
-            real, imaginary = (frames @ self.fourier).chunk(2, dim=-1)
-            bands = (real.square() + imaginary.square()) @ self.filters
-        y = torch.log(bands + self.eps).to(x.dtype)
-        return y, ({"past": samples[:, -self.past :].to(state["past"].dtype)} if self.past else state)
-
-
-def _fourier(window: int, n_fft: int) -> np.ndarray:
-    """Windowed cosines, then sines: [window, 2 (n_fft // 2 + 1)], float64."""
-    # the product of indices is reduced to one turn first: large angles would lose digits
-    turns = np.outer(np.arange(window), np.arange(n_fft // 2 + 1)) % n_fft / n_fft
-    waves = np.concatenate([np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)], axis=1)
-    return hann(window)[:, None] * waves
+        past = (state["past"] if self.past else x[:, :0]).to(self.window.dtype)
+        y, past = log_mel(x, self.window, self.filters, past, self.hop, self.n_fft, self.eps)
+        return y, ({"past": past.to(state["past"].dtype)} if self.past else state)
 
 
 def _filters(sample_rate: float, n_fft: int, n_mels: int, f_min: float, f_max: float) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from streamssm.errors import UsageError
+from streamssm.native import Kernels
 from streamssm.onnx_file import ModelFile
 
 Array = npt.NDArray[Any]
@@ -45,6 +46,10 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """The name it is chosen by."""
+
+    @property
+    def kernels(self) -> Kernels:
+        """What runs the operators of ours."""
 
     def lane(self, block: int, batch: int) -> Lane:
         """Buffers for one stream, its state at zero."""

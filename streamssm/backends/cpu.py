@@ -11,15 +11,20 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from streamssm.backends import Array
+from streamssm.backends.requirements import check_version, version_of
 from streamssm.backends.signature import Port, check_signature
 from streamssm.errors import BackendError, ModelFileError
 from streamssm.manifest import Manifest
+from streamssm.native import Kernels, Library, Loan, choose
+from streamssm.native.fusion import fuse_file
+from streamssm.native.linear_attention import lower_file
 from streamssm.onnx_file import ModelFile
 
 _OLDEST = (1, 20)
@@ -72,11 +77,7 @@ def import_onnxruntime() -> Any:
     except ImportError as error:
         raise BackendError(f"onnxruntime cannot be imported ({one_line(error)}); {_INSTALL}") from error
     version = getattr(onnxruntime, "__version__", "unknown")
-    try:
-        seen = tuple(int(part) for part in version.split(".")[:2])
-    except ValueError:
-        seen = (0, 0)
-    if seen < _OLDEST:
+    if version_of(version) < _OLDEST:
         raise BackendError(f"onnxruntime {version} is too old; {_INSTALL}")
     return onnxruntime
 
@@ -89,7 +90,9 @@ class CpuBackend:
     def __init__(self, file: ModelFile) -> None:
         self._manifest = file.manifest
         self._runtime = import_onnxruntime()
-        self._session = self._open(file)
+        check_version(file.path, file.manifest, self._runtime.__version__)
+        self._loans: list[Loan] = []
+        self._session, self.kernels = self._open(file)
         check_signature(
             file.path,
             file.manifest,
@@ -101,20 +104,53 @@ class CpuBackend:
         """Buffers for one stream, its state at zero."""
         return CpuLane(self._runtime, self._session, self._manifest, block, batch)
 
-    def _open(self, file: ModelFile) -> Any:
+    def _open(self, file: ModelFile) -> tuple[Any, Kernels]:
+        """A session, and the kernels it runs on: native ones where they serve the whole model."""
+        kernels = choose(file.op_counts)
+        if kernels.library is not None:
+            try:
+                return self._start_native(file, kernels, kernels.library)
+            except Exception as error:  # such as a dtype for which there is no kernel
+                kernels = Kernels(None, f"they cannot run it ({one_line(error)})")
         try:
-            return self._runtime.InferenceSession(
-                os.fspath(file.path),
-                self._options(),
-                providers=["CPUExecutionProvider"],
-                enable_fallback=0,  # it prints to stdout, which is for data
-                read_config_from_model=0,  # a model does not set our options
-            )
+            return self._start_plain(file, kernels)
         except Exception as error:
             kind = ModelFileError if type(error).__name__ in _FILE_FAULTS else BackendError
             raise kind(
                 f"onnxruntime {self._runtime.__version__} cannot open {file.path}: {one_line(error)}"
             ) from error
+
+    def _start_native(self, file: ModelFile, kernels: Kernels, library: Library) -> tuple[Any, Kernels]:
+        """A session on the fused graph if there is something to fuse, else on the file."""
+
+        def lend(weights: Array) -> int:
+            self._loans.append(Loan(library, weights))
+            return self._loans[-1].number
+
+        fused = fuse_file(file.path, library.instructions, lend) if kernels.fused else None
+        if fused is None:
+            kernels = replace(kernels, fused=False)
+        return self._start(os.fspath(file.path) if fused is None else fused.model, library), kernels
+
+    def _start_plain(self, file: ModelFile, kernels: Kernels) -> tuple[Any, Kernels]:
+        """A session on the bodies in the file, but where onnxruntime has an operator of its own that
+        is faster; not if the bodies were asked for."""
+        lowered = None if kernels.switched_off else lower_file(file, self._runtime)
+        if lowered is None:
+            return self._start(os.fspath(file.path), None), kernels
+        return self._start(lowered, None), replace(kernels, lowered=True)
+
+    def _start(self, model: str | bytes, library: Library | None) -> Any:
+        options = self._options()
+        if library is not None:
+            options.register_custom_ops_library(os.fspath(library.path))
+        return self._runtime.InferenceSession(
+            model,
+            options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,  # it prints to stdout, which is for data
+            read_config_from_model=0,  # a model does not set our options
+        )
 
     def _options(self) -> Any:
         options = self._runtime.SessionOptions()

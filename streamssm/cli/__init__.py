@@ -7,11 +7,12 @@ from streamssm.cli.bench import bench
 from streamssm.cli.check import check
 from streamssm.cli.export import export
 from streamssm.cli.info import info
+from streamssm.cli.quantize import quantize
 from streamssm.cli.run import run
 
 __all__ = ["cli", "main"]
 
-for _command in (run, info, check, bench, export):
+for _command in (run, info, check, bench, export, quantize):
     cli.add_command(_command)
 
 

@@ -7,46 +7,103 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
+from streamssm.cli.quantize import quantise_options
+
 if TYPE_CHECKING:
     from streamssm.manifest import Manifest
 
 _FILE = click.Path(path_type=Path)
+_TYPES = ("float32", "int8", "int4")
 
 
 @click.command()
 @click.argument("config", type=_FILE)
 @click.option("-o", "--output", type=_FILE, required=True, help="The .onnx file to write.")
 @click.option(
-    "--weights", type=_FILE, help="A state dict: .pt, .pth or .safetensors. Default: random weights."
+    "--weights",
+    multiple=True,
+    metavar="FILE|TYPE",
+    help="A state dict: .pt, .pth or .safetensors (default: random weights); or how the file is to store "
+    "them: float32, int8 or int4. May be given once for each.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of random weights.")
 @click.option("--name", help="The model's name. Default: the config's, else the file's.")
 @click.option("--block", type=click.IntRange(min=1), help="Default items per backend call.")
 @click.option("--description", help="One line about the model.")
 @click.option("--license", "license_", help="Licence of the weights, as an SPDX name.")
-def export(
-    config: Path, output: Path, weights: Path | None, seed: int, license_: str | None, **given: Any
-) -> None:
+@quantise_options
+def export(config: Path, output: Path, weights: tuple[str, ...], report: Path | None, **given: Any) -> None:
     """Build the model that CONFIG (JSON or TOML) describes and write it as one .onnx file.
 
     The file is compared with the float64 model before it is put in place; the errors measured
-    are printed and kept in the file. Needs the extra: pip install 'streamssm[export]'.
+    are printed and kept in the file. With --weights int8 or int4 it is then quantised, as
+    'streamssm quantize' does. Needs the extra: pip install 'streamssm[export]'.
     """
     from streamssm.cli.output import check_distinct, check_writable
 
+    checkpoint, stored = _split_weights(weights)
+    quantising = {key: given.pop(key) for key in ("exclude", "block_size", "total_only")}
+    _check_quantising(stored, report, quantising)
     parsed = _read_config(config)
-    check_distinct([path for path in (config, weights) if path is not None], [output])
-    check_writable(output)
+    written = [path for path in (output, report) if path is not None]
+    check_distinct([path for path in (config, checkpoint) if path is not None], written)
+    for path in written:
+        check_writable(path)
+    if stored == "float32":
+        _print(output, _export(parsed, checkpoint, output, **given))
+        return
+    from tempfile import TemporaryDirectory
+
+    from streamssm.cli.quantize import quantise_file
+
+    with TemporaryDirectory() as folder:
+        whole = Path(folder) / output.name  # of the same name, which may become the model's
+        _export(parsed, checkpoint, whole, **given)
+        quantise_file(whole, output, weights=stored, report=report, **quantising)
+
+
+def _split_weights(values: tuple[str, ...]) -> tuple[Path | None, str]:
+    """The checkpoint and the type among the values of ``--weights``.
+
+    Raises:
+        UsageError: there are two of a kind.
+    """
+    from streamssm.errors import UsageError
+
+    types = [value for value in values if value in _TYPES]
+    files = [value for value in values if value not in _TYPES]
+    if len(types) > 1 or len(files) > 1:
+        raise UsageError(f"--weights is given as {', '.join(values)}; give one file and one type at most")
+    return (Path(files[0]) if files else None), (types[0] if types else "float32")
+
+
+def _check_quantising(stored: str, report: Path | None, options: dict[str, Any]) -> None:
+    if stored == "float32" and (report is not None or any(options.values())):
+        from streamssm.errors import UsageError
+
+        raise UsageError("--exclude, --weights-block, --report and --total-only need --weights int8 or int4")
+
+
+def _export(
+    parsed: dict[str, Any],
+    checkpoint: Path | None,
+    output: Path,
+    seed: int,
+    license_: str | None,
+    **given: Any,
+) -> Manifest:
+    """Build the model, fill it and write it in float32."""
     exporter = _exporter()
     import torch
 
     torch.manual_seed(seed)
     model = exporter.build(parsed)
-    if weights is not None:
-        _load_weights(model, weights)
+    if checkpoint is not None:
+        _load_weights(model, checkpoint)
     options = exporter.model_options(parsed)
     options |= {key: value for key, value in {**given, "license": license_}.items() if value is not None}
-    _print(output, exporter.export(model, output, **options))
+    manifest: Manifest = exporter.export(model, output, **options)
+    return manifest
 
 
 def _exporter() -> Any:

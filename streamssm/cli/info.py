@@ -51,6 +51,7 @@ def _print_json(file: ModelFile) -> None:
         ],
         "algorithmic_latency": algorithmic_latency(manifest, manifest.block),
         "operators": _operators(file),
+        "kernels": _kernels(file),
         "golden": file.golden is not None,
     }
     click.echo(json.dumps(report, indent=2))
@@ -80,11 +81,13 @@ def _overview(file: ModelFile) -> Table:
         "counts": f"hop {m.input.hop}, look-ahead {m.lookahead}, block {m.block} items",
         "state": f"{m.state_bytes} bytes a stream in {len(m.states)} tensors",
         "parameters": f"{m.parameters:,}",
+        "weights": _weights(m),
         "file": f"{file.path}, {binary_size(file.path.stat().st_size)}",
         "sha256": m.sha256,
         "licence": m.license or "not stated",
         "producer": m.producer,
         "operators": ", ".join(f"{name} {count}".strip() for name, count in _operators(file).items()),
+        "kernels": _kernels(file),
         "golden vectors": "yes" if file.golden is not None else "none",
         **{f"from {key}": _plain(value) for key, value in m.provenance.items()},
     }
@@ -113,6 +116,14 @@ def _output(m: Manifest, index: int) -> str:
     if output.labels:
         parts.append("labels " + ", ".join(output.labels))
     return ", ".join(parts)
+
+
+def _weights(m: Manifest) -> str:
+    stored = m.weights
+    if stored.dtype == "float32":
+        return ""
+    kept = f"; on request float32: {', '.join(stored.excluded)}" if stored.excluded else ""
+    return f"{stored.dtype} in blocks of {stored.block_size}{kept}"
 
 
 def _events(m: Manifest) -> str:
@@ -166,6 +177,13 @@ def _operators(file: ModelFile) -> Mapping[str, int]:
         f"{domain}.{name}" if domain else name: count
         for (domain, name), count in sorted(counts.items(), key=lambda entry: (entry[0][0] == "", entry[0]))
     }
+
+
+def _kernels(file: ModelFile) -> str:
+    """What a session on this machine would run the operators on."""
+    from streamssm.native import choose
+
+    return str(choose(file.op_counts))
 
 
 def _plain(value: Any) -> str:

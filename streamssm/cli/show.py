@@ -1,4 +1,5 @@
-"""Tables on standard output: folded to a terminal; to a pipe as they are, without a trailing blank."""
+"""Tables on standard output or error: folded to a terminal; to a pipe as they are, without trailing
+blanks."""
 
 from __future__ import annotations
 
@@ -21,18 +22,19 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     return made
 
 
-def show(*parts: Table | str) -> None:
-    """Print tables and lines; nothing if standard output was closed by the shell."""
-    if sys.stdout is None:
+def show(*parts: Table | str, error: bool = False) -> None:
+    """Print tables and lines, to standard error if so asked; nothing if the shell closed the stream."""
+    stream = sys.stderr if error else sys.stdout
+    if stream is None:
         return
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, stderr=error)
     if console.is_terminal:
         console.print(*parts, sep="\n")
         return
     console.width = _PIPE_WIDTH
     with console.capture() as captured:
         console.print(*parts, sep="\n")
-    sys.stdout.write("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
+    stream.write("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
 
 
 def binary_size(count: int) -> str:

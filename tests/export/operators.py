@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from streamssm.kernels import reference
+
 
 @dataclass(frozen=True)
 class Case:
@@ -90,7 +92,30 @@ def sliding_window_attention(
     return Case("SlidingWindowAttention", inputs, 3, {"scale": dh**-0.5})
 
 
+def log_mel(
+    hops: int,
+    window: int = 20,
+    hop: int = 8,
+    n_fft: int = 20,
+    B: int = 2,
+    M: int = 5,
+    scale: float = 1.0,
+    extra: int = 0,
+) -> Case:
+    """``hops`` hops of noise, its past in whole hops and ``extra`` samples more."""
+    draw = np.random.default_rng([hops, window, n_fft]).standard_normal
+    inputs = {
+        "x": scale * draw((B, hops * hop)),
+        "window": reference.hann(window),
+        "filters": reference.mel_filters(8000, n_fft, M, 0.0, 4000.0),
+        "past": scale * draw((B, -(-window // hop) * hop - hop + extra)),
+    }
+    return Case("LogMel", inputs, 1, {"hop": hop, "n_fft": n_fft, "eps": 1e-6})
+
+
 LENGTHS = (0, 1, 2, 3, 17)
+#: every radix of an FFT alone and with others, even and odd, primes small and large
+POINTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 16, 25, 27, 30, 32, 37, 49, 60, 74, 121, 160, 202, 210, 331, 512)
 
 CASES = [
     *(causal_conv1d(T) for T in LENGTHS),
@@ -109,10 +134,19 @@ CASES = [
     sliding_window_attention(5, 8, 3, heads=(3, 1), R=0),
     sliding_window_attention(5, 8, 3, heads=(3, 3), R=6),
     sliding_window_attention(5, 8, 10**4 + 3),
+    *(log_mel(hops) for hops in (*LENGTHS, 40)),
+    log_mel(3, 20, 20),  # no past at all
+    log_mel(3, 20, 7, n_fft=64),
+    log_mel(2, 5, 2, n_fft=41, B=1, M=1, extra=3),
+    log_mel(3, 400, 160, n_fft=400, M=40),
+    log_mel(3, 400, 160, n_fft=512, M=64, scale=1e-4),  # near eps
+    log_mel(2, 480, 160, n_fft=2048, M=80),
+    *(log_mel(2, n, max(1, n // 2), n_fft=n, M=1) for n in POINTS),
 ]
 
 
 def case_name(case: Case) -> str:
     shapes = "-".join("x".join(map(str, value.shape)) for value in list(case.inputs.values())[:2])
     suffix = f"-p{case.inputs['position'][0]}" if "position" in case.inputs else ""
+    suffix += f"-{case.attributes['n_fft']}" if "n_fft" in case.attributes else ""
     return f"{case.operator}-{shapes}{suffix}"

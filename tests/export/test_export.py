@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,8 @@ SPLIT_SETTINGS = settings(
 
 
 @pytest.fixture(scope="module")
-def opened(exported: dict[str, Path]) -> dict[str, streamssm.Model]:
-    return {name: streamssm.load(path) for name, path in exported.items()}
+def opened(exported: dict[str, Path], load: Callable) -> dict[str, streamssm.Model]:
+    return {name: load(path) for name, path in exported.items()}
 
 
 @pytest.mark.parametrize("name", NAMES)

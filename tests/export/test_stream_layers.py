@@ -1,4 +1,5 @@
-"""Every kind of layer as a file, opened by the runtime: any split is byte-equal to the whole.
+"""Every kind of layer as a file, opened by the runtime: any split is byte-equal to the whole, on
+native kernels and on the bodies in the file.
 
 All variants of every layer are tested in torch (test_layers); here is one of each kind. With
 the whole models of test_export this makes over a thousand random splits.
@@ -6,6 +7,8 @@ the whole models of test_export this makes over a thousand random splits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,9 +29,20 @@ KINDS = [
 ]
 
 
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    folder = tmp_path_factory.mktemp("layers")
+
+    @cache
+    def make_file(kind: str) -> Path:
+        return export_layer(kind, folder / f"{KINDS.index(kind)}.onnx")
+
+    return make_file
+
+
 @pytest.fixture(scope="module", params=KINDS)
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> streamssm.Model:
-    return streamssm.load(export_layer(request.param, tmp_path_factory.mktemp("layer") / "layer.onnx"))
+def model(request: pytest.FixtureRequest, files: Callable, load: Callable) -> streamssm.Model:
+    return load(files(request.param))
 
 
 def export_layer(name: str, path: Path) -> Path:

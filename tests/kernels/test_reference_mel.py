@@ -7,33 +7,45 @@ import pytest
 
 from streamssm.kernels import reference as ref
 
-MEL = {"sample_rate": 8000, "n_fft": 32, "n_mels": 5, "f_min": 100.0, "f_max": 3800.0, "eps": 1e-6}
+N_FFT, EPS = 32, 1e-6
 
 
-@pytest.mark.parametrize(("window", "hop"), [(20, 8), (32, 32), (16, 24)])
-def test_log_mel_frame_ends_at_its_hop(window, hop):
-    x = np.random.default_rng(0).normal(size=(2, 5 * hop + 3))
-    y = ref.log_mel(x, window=window, hop=hop, **MEL)
+def arguments(window: int) -> dict:
+    return {
+        "window": ref.hann(window),
+        "filters": ref.mel_filters(8000, N_FFT, 5, 100.0, 3800.0),
+        "n_fft": N_FFT,
+        "eps": EPS,
+    }
+
+
+@pytest.mark.parametrize(("window", "hop", "past"), [(20, 8, 16), (20, 8, 12), (32, 32, 0), (16, 24, 0)])
+def test_log_mel_frame_ends_at_its_hop(window, hop, past):
+    x = np.random.default_rng(0).normal(size=(2, 5 * hop))
+    before = np.random.default_rng(1).normal(size=(2, past))
+    y, after = ref.log_mel(x, **arguments(window), past=before, hop=hop)
     assert y.shape == (2, 5, 5)
+    full = np.concatenate([before, x], axis=1)
+    np.testing.assert_array_equal(after, full[:, 5 * hop :])
     for t in range(5):
-        seen = np.concatenate([np.zeros((2, window)), x[:, : hop * (t + 1)]], axis=1)
-        np.testing.assert_allclose(y[:, t], ref.log_mel_step(seen[:, -window:], **MEL), rtol=1e-12)
+        frame = full[:, : past + hop * (t + 1)][:, -window:]
+        np.testing.assert_allclose(y[:, t], ref.log_mel_step(frame, **arguments(window)), rtol=1e-12)
         late = x.copy()
         late[:, hop * (t + 1) :] = np.nan
-        np.testing.assert_array_equal(
-            ref.log_mel(late, window=window, hop=hop, **MEL)[:, : t + 1], y[:, : t + 1]
-        )
+        found, _ = ref.log_mel(late, **arguments(window), past=before, hop=hop)
+        np.testing.assert_array_equal(found[:, : t + 1], y[:, : t + 1])
 
 
-@pytest.mark.parametrize("samples", [0, 7])
-def test_log_mel_of_less_than_a_hop_is_empty(samples):
-    assert ref.log_mel(np.zeros((2, samples)), window=20, hop=8, **MEL).shape == (2, 0, 5)
+def test_log_mel_of_nothing_is_empty():
+    past = np.ones((2, 16))
+    y, after = ref.log_mel(np.zeros((2, 0)), **arguments(20), past=past, hop=8)
+    assert y.shape == (2, 0, 5)
+    np.testing.assert_array_equal(after, past)
 
 
 def test_log_mel_of_silence_is_log_eps():
-    np.testing.assert_allclose(
-        ref.log_mel(np.zeros((1, 16)), window=20, hop=8, **MEL), np.full((1, 2, 5), np.log(1e-6)), rtol=1e-12
-    )
+    y, _ = ref.log_mel(np.zeros((1, 16)), **arguments(20), past=np.zeros((1, 16)), hop=8)
+    np.testing.assert_allclose(y, np.full((1, 2, 5), np.log(EPS)), rtol=1e-12)
 
 
 def test_mel_filters_are_htk_triangles():
@@ -55,10 +67,14 @@ def test_mel_filters_are_htk_triangles():
     )
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [({"f_max": 4001.0}, "narrow it"), ({"f_min": 3900.0}, "narrow it"), ({"n_fft": 16}, "use n_fft >= 20")],
-)
-def test_impossible_log_mel_is_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        ref.log_mel(np.zeros((1, 16)), window=20, hop=8, **(MEL | change))
+@pytest.mark.parametrize(("low", "high"), [(100.0, 4001.0), (3900.0, 3800.0)])
+def test_impossible_mel_range_is_refused(low, high):
+    with pytest.raises(ValueError, match="narrow it"):
+        ref.mel_filters(8000, 32, 5, low, high)
+
+
+def test_impossible_log_mel_is_refused():
+    with pytest.raises(ValueError, match="use at least that"):
+        ref.log_mel_step(np.zeros((1, 40)), **arguments(40))
+    with pytest.raises(ValueError, match="no whole number of hops"):
+        ref.log_mel(np.zeros((1, 15)), **arguments(20), past=np.zeros((1, 16)), hop=8)

@@ -1,0 +1,1 @@
+"""One peer a file; each runs in its own environment, through ``sidebyside.wire``."""

@@ -1,0 +1,419 @@
+"""Recognises the operations of a graph that the native kernels can run as one program.
+
+Each :class:`~streamssm.native.values.Step` stands for one node or a few that belong together (a
+norm, a gate, a product with its bias and residual). Values are rows: ``[B, T, ...]`` with a
+trailing shape that is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import numpy as np
+
+from streamssm.native import pack
+from streamssm.native.graph import Graph, Node
+from streamssm.native.program import Assembler, Code, Function, float_bits
+from streamssm.native.values import Array, Shape, Step, Values
+
+_NONE = -1
+_ENDLESS = 2**62
+
+_UNARY = {
+    "Sigmoid": Function.SIGMOID,
+    "Softplus": Function.SOFTPLUS,
+    "Exp": Function.EXP,
+    "Tanh": Function.TANH,
+    "Relu": Function.RELU,
+}
+_BINARY = {
+    "Add": Function.ADD,
+    "Sub": Function.SUBTRACT,
+    "Mul": Function.MULTIPLY,
+    "Div": Function.DIVIDE,
+    "Max": Function.MAXIMUM,
+    "Min": Function.MINIMUM,
+}
+
+
+class Reader(Values):
+    """Turns nodes into steps."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph)
+        self._claimed: set[Node] = set()
+
+    def step(self, node: Node) -> Step | None:
+        """The step that begins with this node, or None if it is no operation on rows."""
+        if node in self._claimed:
+            return None
+        match = _MATCHERS.get(node.kind)
+        step = None if match is None else match(self, node)
+        if step is None:
+            self.note_shape(node)
+        else:
+            self._claimed.update(step.nodes)
+        return step
+
+
+# Matchers. Each returns the step, or None if the node is not of the form that is run here.
+
+
+def _linear(reader: Reader, node: Node) -> Step | None:
+    matrix = reader.graph.constant(node.inputs[1])
+    if matrix is None or matrix.ndim != 2 or matrix.dtype != np.float32:
+        return None
+    K, N = matrix.shape
+    if reader.rows(node.inputs[0], (K,)) is None:
+        return None
+    name = node.inputs[1]
+
+    def place(program: Assembler) -> list[int]:
+        weights = program.weights(name, pack.matrix_floats(K, N), lambda: pack.pack_matrix(matrix))
+        return [32, 0, weights, 0]
+
+    return _product(reader, node, K, N, place, 4 * K * N)
+
+
+def _quantized(reader: Reader, node: Node) -> Step | None:
+    sizes = [node.attributes.get(name, 0) for name in ("K", "N", "bits", "block_size", "accuracy_level")]
+    K, N, bits, block, accuracy = (size if isinstance(size, int) else 0 for size in sizes)
+    codes, scales = (reader.graph.constant(name) for name in node.inputs[1:3])
+    plain = all(name == "" for name in node.inputs[3:])
+    if codes is None or scales is None or not plain or bits not in (4, 8) or accuracy != 4 or block % 16:
+        return None
+    blocks = -(-K // block)
+    shapes_fit = codes.size == N * blocks * block * bits // 8 and scales.size == N * blocks
+    if not shapes_fit or scales.dtype != np.float32 or reader.rows(node.inputs[0], (K,)) is None:
+        return None
+    name, grouped = node.inputs[1], codes.reshape(N, blocks, -1)
+
+    def place(program: Assembler) -> list[int]:
+        floats = pack.quantized_floats(N, blocks, block, bits)
+        weights = program.weights(name, floats, lambda: pack.pack_quantized(grouped, bits))
+        factors = program.weights(
+            node.inputs[2], pack.panels(N) * pack.PANEL * blocks, lambda: pack.pack_scales(scales, N)
+        )
+        return [bits, block, weights, factors]
+
+    step = _product(reader, node, K, N, place, K * N * bits // 8)
+    step.quantised = True
+    return step
+
+
+def _product(
+    reader: Reader, node: Node, K: int, N: int, place: Callable[[Assembler], list[int]], weight_bytes: int
+) -> Step:
+    """A product with what is added to it at once: a bias, a residual."""
+    nodes, result, inputs = [node], node.outputs[0], [node.inputs[0]]
+    bias: tuple[str, Array] | None = None
+    add = reader.only(result, "Add")
+    if add is not None:
+        other = _other(add, result)
+        values = reader.floats(other, N)
+        if values is not None:
+            bias, result = (other, values), add.outputs[0]
+            nodes.append(add)
+            add = reader.only(result, "Add")
+    if add is not None and _other(add, result) != result and reader.shapes.get(_other(add, result)) == (N,):
+        inputs.append(_other(add, result))
+        nodes.append(add)
+        result = add.outputs[0]
+    reader.shapes[result] = (N,)
+
+    def emit(program: Assembler) -> None:
+        weights = place(program)
+        offset = _NONE if bias is None else program.vector(bias[0], bias[1], N)
+        source, *added = (program.read(name) for name in inputs)
+        program.define(result, N)
+        residual = added[0] if added else [_NONE, _NONE]
+        program.emit(Code.LINEAR, *program.read(result), *source, K, N, *weights, offset, *residual)
+
+    return Step(nodes, inputs, [result], emit, weight_bytes=weight_bytes)
+
+
+def _other(node: Node, name: str) -> str:
+    return node.inputs[1] if node.inputs[0] == name else node.inputs[0]
+
+
+def _rms_norm(reader: Reader, node: Node) -> Step | None:
+    """x / sqrt(mean(x^2) + eps), and the weight where it follows."""
+    x = node.inputs[0]
+    shape = reader.rows(x)
+    mean = reader.only(node.outputs[0], "ReduceMean")
+    if reader.scalar(node.inputs[1]) != 2.0 or shape is None or mean is None or len(mean.inputs) != 2:
+        return None
+    rank = len(shape) + 2
+    if reader.integers(mean.inputs[1]) not in ([-1], [rank - 1]) or mean.attributes.get("keepdims", 1) != 1:
+        return None
+    add = reader.only(mean.outputs[0], "Add")
+    root = None if add is None else reader.only(add.outputs[0], "Sqrt")
+    divide = None if root is None else reader.only(root.outputs[0], "Div")
+    if add is None or root is None or divide is None or divide.inputs != (x, root.outputs[0]):
+        return None
+    eps = reader.scalar(_other(add, mean.outputs[0]))
+    if eps is None:
+        return None
+    nodes, result, width = [node, mean, add, root, divide], divide.outputs[0], prod(shape)
+    name, weight = "", np.ones(width, np.float32)
+    scale = reader.only(result, "Mul")
+    if scale is not None and (found := reader.floats(_other(scale, result), *shape)) is not None:
+        name, weight, result = _other(scale, result), found, scale.outputs[0]
+        nodes.append(scale)
+    reader.shapes[result] = shape
+
+    def emit(program: Assembler) -> None:
+        place = program.vector(("norm", name), weight, width)
+        source = program.read(x)
+        program.define(result, width)
+        target = program.read(result)
+        program.emit(Code.RMS_NORM, *target, *source, width, shape[-1], float_bits(eps), place)
+
+    return Step(nodes, [x], [result], emit)
+
+
+def _conv(reader: Reader, node: Node) -> Step | None:
+    x, weight_name, bias_name, state = node.inputs
+    weight, bias = reader.graph.constant(weight_name), reader.graph.constant(bias_name)
+    if weight is None or bias is None or weight.dtype != np.float32 or weight.ndim != 2:
+        return None
+    K, D = weight.shape
+    if K < 2 or reader.rows(x, (D,)) is None or not reader.is_input(state):
+        return None
+    y, following = node.outputs
+    silu = int(bool(node.attributes.get("silu", 0)))
+    reader.shapes[y] = (D,)
+
+    def emit(program: Assembler) -> None:
+        places = program.weights(weight_name, K * D, lambda: weight), program.vector(bias_name, bias, D)
+        slot, source = program.port("states", (K - 1) * D), program.read(x)
+        program.define(y, D)
+        program.emit(Code.CONV, *program.read(y), *source, K, D, silu, *places, slot)
+
+    return Step([node], [x], [y], emit, [(state, following)], recurrent=True)
+
+
+def _scan(reader: Reader, node: Node) -> Step | None:
+    x, dt, A_name, B, C, D_name, bias_name, z, state = node.inputs
+    A = reader.graph.constant(A_name)
+    if A is None or A.ndim != 2 or A.dtype != np.float32 or not reader.is_input(state):
+        return None
+    N, D = A.shape
+    skip, bias = reader.floats(D_name, D), reader.floats(bias_name, D)
+    wanted = [(x, (D,)), (dt, (D,)), (B, (N,)), (C, (N,)), (z, (D,))]
+    if skip is None or bias is None or any(reader.rows(name, shape) is None for name, shape in wanted):
+        return None
+    y, following = node.outputs
+    reader.shapes[y] = (D,)
+
+    def emit(program: Assembler) -> None:
+        places = [
+            program.weights(A_name, N * D, lambda: A),
+            program.vector(D_name, skip, D),
+            program.vector(bias_name, bias, D),
+        ]
+        slot = program.port("states", N * D)
+        sources = [argument for name, _ in wanted for argument in program.read(name)]
+        program.define(y, D)
+        program.emit(Code.SCAN, *program.read(y), *sources, D, N, *places, slot)
+
+    return Step([node], [name for name, _ in wanted], [y], emit, [(state, following)], recurrent=True)
+
+
+def _dual(reader: Reader, node: Node) -> Step | None:
+    x, dt, A_name, B, C, D_name, state = node.inputs
+    heads, groups = reader.rows(x), reader.rows(B)
+    if heads is None or groups is None or len(heads) != 2 or len(groups) != 2 or not reader.is_input(state):
+        return None
+    (H, P), (G, N) = heads, groups
+    A, skip = reader.floats(A_name, H), reader.floats(D_name, H, P)
+    if A is None or skip is None or reader.rows(dt, (H,)) is None or reader.rows(C, groups) is None:
+        return None
+    y, following = node.outputs
+    reader.shapes[y] = heads
+
+    def emit(program: Assembler) -> None:
+        places = program.vector(A_name, A, H), program.vector(D_name, skip, H * P)
+        slot = program.port("states", H * N * P)
+        sources = [argument for name in (x, dt, B, C) for argument in program.read(name)]
+        program.define(y, H * P)
+        program.emit(Code.DUAL, *program.read(y), *sources, H, P, G, N, *places, slot)
+
+    return Step([node], [x, dt, B, C], [y], emit, [(state, following)], recurrent=True)
+
+
+def _split(reader: Reader, node: Node) -> Step | None:
+    x, shape = node.inputs[0], reader.rows(node.inputs[0])
+    if shape is None or len(shape) != 1 or node.attributes.get("axis", 0) not in (2, -1):
+        return None
+    count = len(node.outputs)
+    given = reader.integers(node.inputs[1]) if len(node.inputs) > 1 else None
+    if len(node.inputs) > 1 and given is None:
+        return None
+    sizes = [shape[0] // count] * count if given is None else given
+    if sum(sizes) != shape[0] or len(sizes) != count or min(sizes) < 1:
+        return None
+    for name, size in zip(node.outputs, sizes, strict=True):
+        reader.shapes[name] = (size,)
+
+    def emit(program: Assembler) -> None:
+        for index, name in enumerate(node.outputs):
+            program.alias(name, x, sum(sizes[:index]))
+
+    return Step([node], [x], list(node.outputs), emit)
+
+
+def _regroup(reader: Reader, node: Node) -> Step | None:
+    x, shape = node.inputs[0], reader.rows(node.inputs[0])
+    target = None if shape is None else reader.keeps_items(node.inputs[1], prod(shape))
+    return None if target is None else _renamed(reader, node, x, target)
+
+
+def _identity(reader: Reader, node: Node) -> Step | None:
+    shape = reader.rows(node.inputs[0])
+    return None if shape is None else _renamed(reader, node, node.inputs[0], shape)
+
+
+def _renamed(reader: Reader, node: Node, x: str, shape: Shape) -> Step:
+    result = node.outputs[0]
+    reader.shapes[result] = shape
+    return Step([node], [x], [result], lambda program: program.alias(result, x))
+
+
+def _sigmoid(reader: Reader, node: Node) -> Step | None:
+    """Sigmoid, x sigmoid(x), or a x sigmoid(x)."""
+    x, shape = node.inputs[0], reader.rows(node.inputs[0])
+    if shape is None:
+        return None
+    silu = reader.only(node.outputs[0], "Mul")
+    if silu is None or _other(silu, node.outputs[0]) != x:
+        return _unary(reader, node)
+    result = silu.outputs[0]
+    gate = reader.only(result, "Mul")
+    if (
+        gate is not None
+        and _other(gate, result) != result
+        and reader.shapes.get(_other(gate, result)) == shape
+    ):
+        inputs, nodes = [_other(gate, result), x], [node, silu, gate]
+        return _rowwise(reader, nodes, inputs, shape, Code.BINARY, Function.GATE)
+    return _rowwise(reader, [node, silu], [x], shape, Code.UNARY, Function.SILU)
+
+
+def _unary(reader: Reader, node: Node) -> Step | None:
+    shape = reader.rows(node.inputs[0])
+    if shape is None:
+        return None
+    return _rowwise(reader, [node], [node.inputs[0]], shape, Code.UNARY, _UNARY[node.kind])
+
+
+def _binary(reader: Reader, node: Node) -> Step | None:
+    if len(node.inputs) != 2:
+        return None
+    a, b = node.inputs
+    function = _BINARY[node.kind]
+    if reader.graph.constant(a) is not None and function not in (Function.SUBTRACT, Function.DIVIDE):
+        a, b = b, a
+    shape = reader.rows(a)
+    if shape is None:
+        return None
+    if reader.graph.constant(b) is not None:
+        return _with_constant(reader, node, a, b, shape, function)
+    if reader.rows(b) != shape:
+        return None
+    return _rowwise(reader, [node], [a, b], shape, Code.BINARY, function)
+
+
+def _with_constant(
+    reader: Reader, node: Node, x: str, name: str, shape: Shape, function: Function
+) -> Step | None:
+    values, width, result = reader.graph.constant(name), prod(shape), node.outputs[0]
+    if values is None or values.dtype != np.float32 or values.shape not in ((), (1,), shape):
+        return None
+    row = values if values.shape == shape else np.full(shape, values.reshape(-1)[0], np.float32)
+    reader.shapes[result] = shape
+
+    def emit(program: Assembler) -> None:
+        place, source = program.vector(("row", name), row, width), program.read(x)
+        program.define(result, width)
+        program.emit(Code.CONSTANT, *program.read(result), *source, width, function, place)
+
+    return Step([node], [x], [result], emit)
+
+
+def _rowwise(
+    reader: Reader, nodes: list[Node], inputs: list[str], shape: Shape, code: Code, function: Function
+) -> Step:
+    result, width = nodes[-1].outputs[0], prod(shape)
+    reader.shapes[result] = shape
+
+    def emit(program: Assembler) -> None:
+        sources = [argument for name in inputs for argument in program.read(name)]
+        program.define(result, width)
+        program.emit(code, *program.read(result), *sources, width, function)
+
+    return Step(nodes, inputs, [result], emit)
+
+
+def _unfold(reader: Reader, node: Node) -> Step | None:
+    """The last K items side by side: Concat[state, x] in time, K slices of it, Concat of these."""
+    if node.attributes.get("axis") != 1 or len(node.inputs) != 2:
+        return None
+    state, x = node.inputs
+    port = next((port for port in reader.graph.inputs if port.name == state), None)
+    if port is None or len(port.dims) != 3 or not all(isinstance(size, int) for size in port.dims[1:]):
+        return None
+    past, D = (int(size) for size in port.dims[1:] if isinstance(size, int))
+    slices = reader.graph.consumers.get(node.outputs[0], [])
+    found = {_time_slice(reader, part): part for part in slices}
+    taps = [found.get((k, k - past if k < past else 0)) for k in range(past + 1)]
+    following = found.get((-past, 0))
+    used = [tap for tap in taps if tap is not None]
+    if following is None or len(used) != past + 1 or len(slices) != past + 2:
+        return None
+    joined = reader.only(used[0].outputs[0], "Concat")
+    if joined is None or joined.attributes.get("axis") not in (2, -1):
+        return None
+    if joined.inputs != tuple(tap.outputs[0] for tap in used) or reader.rows(x, (D,)) is None:
+        return None
+    if following.outputs[0] in reader.graph.consumers or node.outputs[0] in reader.graph.results:
+        return None
+    K, result = past + 1, joined.outputs[0]
+    reader.shapes[result] = (K * D,)
+
+    def emit(program: Assembler) -> None:
+        slot, source = program.port("states", past * D), program.read(x)
+        program.define(result, K * D)
+        program.emit(Code.UNFOLD, *program.read(result), *source, K, D, slot)
+
+    nodes = [node, *used, following, joined]
+    return Step(nodes, [x], [result], emit, [(state, following.outputs[0])])
+
+
+def _time_slice(reader: Reader, node: Node) -> tuple[int, int] | None:
+    """First and last (0: the end) of a slice along time with step 1."""
+    if node.kind != "Slice" or len(node.inputs) < 4:
+        return None
+    lists: Sequence[list[int] | None] = [reader.integers(name) for name in node.inputs[1:]]
+    if any(values is None or len(values) != 1 for values in lists):
+        return None
+    first, last, axis, *step = (values[0] for values in lists if values)
+    return (first, 0 if last > _ENDLESS else last) if axis == 1 and step in ([], [1]) else None
+
+
+_MATCHERS: dict[str, Callable[[Reader, Node], Step | None]] = {
+    "MatMul": _linear,
+    "com.microsoft.MatMulNBits": _quantized,
+    "Pow": _rms_norm,
+    "streamssm.CausalConv1d": _conv,
+    "streamssm.SelectiveScan": _scan,
+    "streamssm.StateSpaceDual": _dual,
+    "Split": _split,
+    "Reshape": _regroup,
+    "Identity": _identity,
+    "Concat": _unfold,
+    "Sigmoid": _sigmoid,
+    **dict.fromkeys(("Softplus", "Exp", "Tanh", "Relu"), _unary),
+    **dict.fromkeys(_BINARY, _binary),
+}
