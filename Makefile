@@ -10,7 +10,7 @@ RECORDING := examples/audio/speech.wav
 SECONDS ?= 60
 SEED ?= 1
 
-.PHONY: run test lint format bench fuzz clean
+.PHONY: run test lint format bench fuzz arm64 clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -40,13 +40,20 @@ format: $(VENV)/.development
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.development  ## the figures in the docs
+bench: $(VENV)/.development  ## the figures in the docs; builds the peers' environments first, in .cache
+	$(PIP) install -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/core.py
+	$(BIN)/python benchmarks/products.py
+	$(BIN)/python benchmarks/peers.py --setup
+	$(BIN)/python benchmarks/peers.py
 
 fuzz:  ## the operators under sanitizers, on random shapes and attributes, for SECONDS from SEED on
 	cmake -S . -B build/fuzz -DSTREAMSSM_TESTING=ON -DSTREAMSSM_SANITIZE=address,undefined
 	cmake --build build/fuzz --target streamssm_fuzz -j $(shell nproc)
 	build/fuzz/streamssm_fuzz $(SECONDS) $(SEED)
+
+arm64:  ## the native kernels and operators on emulated arm64; Debian, as root, about half an hour
+	sh kernels/arm64.sh
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

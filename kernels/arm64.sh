@@ -2,10 +2,10 @@
 # Cross-builds the wheel for arm64 and runs the kernel and contract tests in it, under user-mode
 # emulation: sh kernels/arm64.sh [WORK_FOLDER]
 #
-# Needs Debian on another machine than arm64, its compiler, emulator and CMake (as root they are
-# installed), network for packages on the first run, and a Python with this package's [dev]
-# extra in $PYTHON, for exporting models. Nothing outside the work folder is changed, and what is
-# there already is not fetched again. binfmt_misc is not needed.
+# Needs Debian, with its cross compiler, emulator and CMake (run as root, the script installs them),
+# a network for packages, and in $PYTHON a Python with this package's [dev] extra, which exports the
+# models under test. All else stays in the work folder, and what is there is not fetched again.
+# binfmt_misc is not needed. Ten minutes on an idle core.
 set -eu
 cd "$(dirname "$0")/.."
 work=${1:-.cache/arm64}

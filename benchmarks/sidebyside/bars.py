@@ -183,7 +183,9 @@ def _streams(results: dict[str, Any]) -> Iterator[Bar]:
     for model in plan.TINY_STEP:
         found = results.get("steps", {}).get(model, {}).get("ours", {})
         seen = found.get("p99_ns", 0) / found["median_ns"] if "median_ns" in found else None
-        note = f"{found['steps']:,} steps" if found.get("steps") else ""
+        note = ""
+        if found.get("steps"):
+            note = f"{found['steps']:,} steps with at least {found['processor_share']:.0%} of the core"
         yield Bar("steps", f"{model} step p99 / p50", "", plan.JITTER, seen, at_most=True, note=note)
     vad = results.get("vad", {})
     yield Bar("vad", "vad, per second of audio", "Silero", 1.0, vad.get("ratio"))

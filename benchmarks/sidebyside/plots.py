@@ -29,6 +29,7 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
     plt.rcParams |= {
         "font.size": 9,
         "svg.hashsalt": "streamssm",
+        "svg.fonttype": "none",  # text as text: a quarter of the size
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
@@ -116,6 +117,6 @@ def _age(age: dict[str, Any], path: Path) -> Path:
     for axis in (times, kept):
         axis.set_xlabel("age of the stream, items")
         axis.grid(alpha=0.25)
-    times.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 0.93))
+    figure.legend(*times.get_legend_handles_labels(), loc="upper center", ncols=4, frameon=False)
     return _save(figure, path)

@@ -28,7 +28,8 @@ class Table:
 
 def tables(results: dict[str, Any]) -> Iterator[Table]:
     """Every table that the results can fill."""
-    yield _bars(results)
+    if bar.bars(results):
+        yield _bars(results)
     for group in results.get("groups", {}).values():
         yield _group(group)
     if any(_last_rows(group) for group in results.get("groups", {}).values()):
@@ -245,11 +246,17 @@ def _steps(steps: dict[str, Any]) -> Table:
     for model, found in steps.items():
         for key, row in found.items():
             if "why" in row:
-                rows.append((model, key, row["why"][:90], *[""] * 4))
+                rows.append((model, key, row["why"][:90], *[""] * 6))
                 continue
             times = [time_text(row[name]) for name in ("median_ns", "p99_ns", "p99.9_ns", "max_ns")]
-            rows.append((model, key, f"{row['steps']:,}", *times))
-    return Table("Jitter of single steps", "", ("", "", "steps", "p50", "p99", "p99.9", "max"), rows)
+            spread = f"{row['p99_ns'] / row['median_ns']:.2f}"
+            rows.append((model, key, f"{row['steps']:,}", *times, spread, f"{row['processor_share']:.0%}"))
+    note = (
+        "Fixed work: one small product of numpy, again and again: its jitter is the machine's own. The share "
+        "of the core is the least of the slices."
+    )
+    header = ("", "", "steps", "p50", "p99", "p99.9", "max", "p99 / p50", "core")
+    return Table("Jitter of single steps", note, header, rows)
 
 
 def _vad(vad: dict[str, Any]) -> Table:
@@ -273,7 +280,7 @@ def _age(age: dict[str, Any]) -> Table:
         rows.append((line["title"], *cells, kept, line.get("stopped", line.get("why", ""))[:90]))
     agree = age["transformers_agree"]
     note = (
-        f"One step, float32, median of {age['window']}, after so many items of one stream. The transformer "
+        "One step, float32, after so many items of one stream; the median of the last steps. The transformer "
         "has the width, depth and about the weights of the tiny Mamba, and one head, with which its kernels "
         "are fastest. llama.cpp's cache is filled by real tokens; PyTorch's is set to the age with random "
         "ones. " + ("" if agree is None else f"The two give the same logits within {agree:.0e}.")

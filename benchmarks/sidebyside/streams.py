@@ -17,7 +17,10 @@ SLICES = 5
 
 
 def steps(bench: Bench, chosen: set[str]) -> dict[str, Any]:
-    """10^5 single steps of the tiny models (a fifth of it when quick), ours and llama.cpp in turn."""
+    """10^5 single steps of the tiny models (a fifth of it when quick), ours and llama.cpp in turn,
+
+    and beside them the same small product again and again, whose jitter is the machine's own.
+    """
     total = 20_000 if bench.quick else 100_000
     return {name: _steps(bench, name, total, chosen) for name, shape in SHAPES.items() if shape.tiny}
 
@@ -37,13 +40,20 @@ def _steps(bench: Bench, name: str, total: int, chosen: set[str]) -> dict[str, A
                 workers[key] = worker
             except WorkerError as failure:
                 found[key] = {"why": str(failure)}
+        machine = bench.worker("machine", None, ("-", "-", str(bench.cache / "models")))
+        workers["fixed work"] = stack.enter_context(machine)
         times: dict[str, list[int]] = {key: [] for key in workers}
+        shares: dict[str, list[float]] = {key: [] for key in workers}
         for _ in range(SLICES):
             for key, worker in workers.items():
-                times[key] += worker.ask("time", case="decode", count=total // SLICES, warm=500)["ns"]
+                case = "spin" if key == "fixed work" else "decode"
+                answer = worker.ask("time", case=case, count=total // SLICES, warm=500)
+                times[key] += answer["ns"]
+                shares[key].append(sum(answer["busy"]))
     for key, every in times.items():
         points = {f"p{q:g}_ns": float(np.percentile(every, q)) for q in (99, 99.9)}
         extremes = {"max_ns": max(every), "min_ns": min(every), "steps": len(every)}
+        extremes["processor_share"] = min(shares[key])
         found[key] = {"median_ns": statistics.median(every)} | points | extremes
         bench.say(
             f"  {name} {key}: p50 {found[key]['median_ns'] / 1e3:.1f} us, p99 {points['p99_ns'] / 1e3:.1f} us"

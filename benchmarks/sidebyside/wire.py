@@ -202,15 +202,16 @@ class Server:
         position, found, end = 0, [], time.monotonic() + seconds
         clock = time.perf_counter_ns
         for mark in marks:
-            position += advance(mark - window - position, end)
-            if position < mark - window:
+            steps = min(window, mark // 2)
+            position += advance(mark - steps - position, end)
+            if position < mark - steps:
                 break
             times = []
-            for _ in range(window):
+            for _ in range(steps):
                 start = clock()
                 step()
                 times.append(clock() - start)
-            position += window
+            position += steps
             found.append({"age": mark, "ns": times, "resident_mb": resident()["now"]})
         return {"ages": found, "reached": position}
 

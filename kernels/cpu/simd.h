@@ -212,18 +212,19 @@ inline Vec exp(Vec x) {
   p = fma(p, r, splat(4.99999935487e-1f));
   p = fma(p, r * r, r) + 1.0f;
   const Vec scaled = times_power(p, n);
-  const Vec above = x > high ? splat(__builtin_inff()) : scaled;
+  const Vec above = x <= high ? scaled : x + __builtin_inff();  // a NaN is not left to the exponent
   return x < low ? Vec{} : above;
 }
 
-// 2^x within 2 ulp for x in [-126, 128), exactly 1 at 0; a denormal or 0 below, infinity from 128, NaN
-// for NaN. For decays: cheaper than exp. Needs FlushDenormals, which makes the denormals 0.
+// 2^x within 2 ulp for x in [-126, 128), exactly 1 at 0; a denormal or 0 below, infinity from 128, and
+// infinity or NaN for NaN. For decays: cheaper than exp. Needs FlushDenormals, which makes the
+// denormals 0.
 // x = n + f with |f| <= 1/2; 2^f = 1 + f p(f), p minimax within 1e-7.
 inline Vec exp2(Vec x) {
 #if defined(__AVX512F__)
   const Vec n = nearest(x), f = x - n;
 #else
-  const Vec inside = min(splat(128.0f), max(splat(-127.0f), x));
+  const Vec inside = max(splat(-127.0f), min(x, splat(128.0f)));
   const Vec shifted = inside + kRound, f = inside - (shifted - kRound);
 #endif
   Vec p = splat(1.32652264934e-3f);

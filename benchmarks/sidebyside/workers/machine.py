@@ -61,6 +61,7 @@ class Machine:
         steps: dict[str, Callable[[], Call]] = {
             "read": self._read,
             "gemv": self._gemv,
+            "spin": self._spin,
             "gemm-numpy": self._gemm_numpy,
             "gemm-ort": self._gemm_ort,
         }
@@ -79,6 +80,12 @@ class Machine:
         function = ctypes.CDLL(str(library)).streamssm_read
         function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_long], ctypes.c_float
         return lambda: function(data.ctypes.data, data.size)
+
+    def _spin(self) -> Call:
+        """The same few microseconds of work each time: what varies is the machine."""
+        a, b = np.ones((96, 96), np.float32), np.ones((96, 96), np.float32)
+        out = np.empty((96, 96), np.float32)
+        return lambda: np.dot(a, b, out=out)
 
     def _gemv(self) -> Call:
         matrix = self._data().reshape(-1, 4096)
