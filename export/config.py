@@ -2,7 +2,7 @@
 
     input    {"kind": "features", "size": 8, "rate": 50}
              {"kind": "samples", "rate": 16000, "front_end": {"type": "log_mel", "window": 400, ...}}
-             {"kind": "tokens", "vocabulary": 256}
+             {"kind": "tokens", "vocabulary": 256, "alphabet": "bytes"}; or nucleotides, or none
              features and samples may add "normalise": {"time_constant": 100}
     stem     options of one CausalConv1d to d_model, or a list of them; a Linear without it
     pattern  the mixers, with their options under "mamba", "mamba2", "swa", "gru", "lstm";
@@ -49,7 +49,7 @@ _HEAD_KEYS = ("size", "activation", "labels", "bias", "tied")
 _INPUT_KEYS = {
     "features": ("kind", "size", "rate", "normalise"),
     "samples": ("kind", "rate", "front_end", "normalise"),
-    "tokens": ("kind", "vocabulary", "rate"),
+    "tokens": ("kind", "vocabulary", "rate", "alphabet"),
 }
 
 
@@ -83,7 +83,7 @@ def model_options(config: Config) -> dict[str, Any]:
         OutputSpec(name, _output_kind(head), tuple(head.get("labels", ()))) for name, head in heads.items()
     )
     options = {key: config[key] for key in ("name", "description", "license", "block") if key in config}
-    options |= {key: source[key] for key in ("kind", "rate", "vocabulary") if key in source}
+    options |= {key: source[key] for key in ("kind", "rate", "vocabulary", "alphabet") if key in source}
     if "front_end" in source:
         options["front_end"] = source["front_end"]["type"]
     if "events" in config:

@@ -110,8 +110,8 @@ def _check_state_spec(case: _Case) -> None:
             raise _broken(
                 layer, "state", f"{name!r} does not start at zero; store the difference from its start"
             )
-    expected = case.x.shape[1] * Fraction(layer.output_ratio)
     for name, y in case.y.items():
+        expected = case.x.shape[1] * Fraction(layer.ratio_of(name))
         if tuple(y.shape[:2]) != (B, expected):
             raise _broken(layer, "output count", f"output {name!r} is {tuple(y.shape)} for {expected} items")
 
@@ -154,11 +154,10 @@ def _check_rows(case: _Case) -> None:
 def _check_causality(case: _Case) -> None:
     """Items that come later change nothing: other values in the call, NaN in the next call."""
     layer, x, cut = case.layer, case.x, case.cut(margin=1)
-    count = int(cut * layer.output_ratio)
     other = torch.cat([x[:, :cut], x[:, cut:].roll(1, 0)], dim=1)
     y, _ = _run(layer, other)
-    early = {name: value[:, :count] for name, value in case.y.items()}
-    case.expect(f"items after {cut} changed", {n: v[:, :count] for n, v in y.items()}, {}, (early, {}))
+    early = _until(layer, case.y, cut)
+    case.expect(f"items after {cut} changed", _until(layer, y, cut), {}, (early, {}))
     y, state = _run(layer, x[:, :cut])
     _run(layer, _poison(layer, x[:, cut:]), state)
     case.expect(f"NaN after {cut}", y, state, (early, state))
@@ -176,7 +175,7 @@ def _check_masks(case: _Case) -> None:
     for name, value in following.items():
         if not _identical(value[idle], state[name][idle]):
             raise _broken(layer, "masks", f"the state {name!r} of an inactive row changed")
-    late = {name: value[:, int(cut * layer.output_ratio) :] for name, value in case.y.items()}
+    late = {name: value[:, int(cut * layer.ratio_of(name)) :] for name, value in case.y.items()}
     case.expect("masks", *_rows((_named(y), following), rows), _rows((late, case.state), rows))
 
 
@@ -190,8 +189,7 @@ def _check_ragged(case: _Case) -> None:
     for row, length in enumerate(lengths):
         alone = _run(layer, x[row : row + 1, :length])
         found, final = _rows((_named(y), state), [row])
-        count = int(length * layer.output_ratio)
-        case.expect(f"ragged row of {length}", {n: v[:, :count] for n, v in found.items()}, final, alone)
+        case.expect(f"ragged row of {length}", _until(layer, found, length), final, alone)
 
 
 def _check_dtypes(case: _Case) -> None:
@@ -299,6 +297,11 @@ def _input(layer: StreamingLayer, items: int, batch: int, seed: int) -> Tensor:
 
 def _named(y: Any) -> Results:
     return dict(y) if isinstance(y, Mapping) else {"y": y}
+
+
+def _until(layer: StreamingLayer, y: Results, items: int) -> Results:
+    """What belongs to the first ``items`` input items."""
+    return {name: value[:, : int(items * layer.ratio_of(name))] for name, value in y.items()}
 
 
 def _run(layer: StreamingLayer, x: Tensor, state: State | None = None) -> tuple[Results, State]:

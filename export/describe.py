@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 
 import streamssm
 from streamssm.errors import ExportError, ManifestError
-from streamssm.export.graph import NEXT, trace_outputs
+from streamssm.export.graph import NEXT, TracedOutput
 from streamssm.export.layers.base import StreamingLayer
+from streamssm.export.parameters import Parameter, parameter_count
 from streamssm.manifest import (
     DIGEST_PLACEHOLDER,
     FORMAT,
@@ -38,17 +39,19 @@ class OutputSpec:
 
 
 def describe(
-    layer: StreamingLayer, source: Input, outputs: Sequence[OutputSpec], block: int | None, **said: Any
+    layer: StreamingLayer,
+    parameters: Sequence[Parameter],
+    source: Input,
+    outputs: Sequence[OutputSpec],
+    traced: Sequence[TracedOutput],
+    block: int | None,
+    **said: Any,
 ) -> Manifest:
     """The manifest of ``layer``, without hash and errors; ``said`` are the fields a user writes.
 
     Raises:
         ExportError: names, labels or anything said do not fit the model.
     """
-    names = tuple(output.name for output in outputs)
-    if not all(names) or not names:
-        raise ExportError(f"the outputs are named {list(names)}; give at least one, and a name to each")
-    traced = trace_outputs(layer, names, source.vocabulary)
     manifest = Manifest(
         format=FORMAT,
         sha256=DIGEST_PLACEHOLDER,
@@ -64,10 +67,9 @@ def describe(
         ),
         block=layer.hop if block is None else block,
         lookahead=layer.lookahead,
-        parameters=sum(parameter.numel() for parameter in layer.parameters()),
+        parameters=parameter_count(parameters),
         **said,
     )
-    _check_names(manifest)
     _check_labels(manifest)
     try:
         decode_manifest(manifest.encode())
@@ -82,20 +84,27 @@ def item_dtype(layer: StreamingLayer) -> str:
 
 
 def check_model(
-    layer: StreamingLayer, kind: InputKind, vocabulary: int | None, block: int | None, rate: float | None
+    layer: StreamingLayer,
+    kind: InputKind,
+    vocabulary: int | None,
+    outputs: Sequence[OutputSpec],
+    block: int | None,
+    rate: float | None,
 ) -> None:
     """Refuse what cannot be exported before any work is done.
 
     Raises:
-        ExportError: not a streaming layer, arguments that do not fit it, weights that are not
-            finite float32.
+        ExportError: not a streaming layer, or arguments that do not fit it.
     """
     _check_kind(layer, kind, vocabulary)
+    names = [output.name for output in outputs]
+    if not all(names) or not names:
+        raise ExportError(f"the outputs are named {names}; give at least one, and a name to each")
+    _check_names([kind, *names], layer.state_spec())
     if block is not None and (block < 1 or block % layer.hop):
         raise ExportError(f"the block of {block} items is not a positive multiple of the hop of {layer.hop}")
     if rate is not None and not 0 < rate < math.inf:
         raise ExportError(f"rate = {rate} must be a positive number of items per second, or None")
-    _check_weights(layer)
 
 
 def _check_kind(layer: StreamingLayer, kind: InputKind, vocabulary: int | None) -> None:
@@ -115,16 +124,6 @@ def _check_kind(layer: StreamingLayer, kind: InputKind, vocabulary: int | None) 
         raise ExportError(f"vocabulary = {vocabulary} is beyond the model's {layer.vocabulary} tokens")
 
 
-def _check_weights(layer: StreamingLayer) -> None:
-    for name, parameter in layer.named_parameters():
-        if parameter.dtype != torch.float32:
-            raise ExportError(
-                f"weight {name} has dtype {parameter.dtype}; call model.float() before exporting"
-            )
-        if not parameter.isfinite().all():
-            raise ExportError(f"weight {name} holds NaN or infinity; the training has diverged")
-
-
 def _check_labels(manifest: Manifest) -> None:
     for output in manifest.outputs:
         columns = output.shape[-1] if output.shape else 1
@@ -135,10 +134,9 @@ def _check_labels(manifest: Manifest) -> None:
             )
 
 
-def _check_names(manifest: Manifest) -> None:
+def _check_names(ports: Sequence[str], states: Iterable[str]) -> None:
     """No two inputs and no two outputs of the graph may share a name, nor an input and an output."""
-    states = [name for state in manifest.states for name in (state.name, state.next)]
-    names = [manifest.input.name, *(output.name for output in manifest.outputs), *states]
+    names = [*ports, *(name for state in states for name in (state, NEXT + state))]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ExportError(f"{twice[0]!r} names two of input, outputs and states; rename the output or layer")

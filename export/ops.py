@@ -2,7 +2,8 @@
 eagerly, one ONNX node each when exported.
 
 Shapes: B batch, T items, D channels, N state size, K conv width, H heads, P head dim,
-G groups, W window, R rotary dims; in log_mel T samples, L window, M bands, P past samples.
+G groups, W window, R rotary dims; in log_mel T samples, L window, M bands, P past samples; in
+expert_linear E experts, R rows.
 Definitions and sources: ``streamssm.kernels.reference``.
 
 Numeric policy: inputs are brought to the state's dtype (float32), the result returns in the
@@ -25,7 +26,7 @@ from torch import Tensor
 
 SSD_CHUNK = 64
 
-Function = Callable[..., tuple[Tensor, ...]]
+Function = Callable[..., Any]
 
 
 def full_precision(x: Tensor) -> contextlib.AbstractContextManager:
@@ -36,10 +37,11 @@ def full_precision(x: Tensor) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def _operator(fake: Callable[..., tuple[Tensor, ...]]) -> Callable[[Function], Function]:
+def _operator(fake: Function) -> Callable[[Function], Function]:
     """Register a function as an operator of torch, whose results have the shapes of ``fake``'s.
 
-    It is the operator only while torch exports; otherwise its own torch code runs, for autograd.
+    It is the operator only while torch exports, or where tensors are shapes without content;
+    otherwise its own torch code runs, for autograd.
     """
 
     def register(function: Function) -> Function:
@@ -47,8 +49,8 @@ def _operator(fake: Callable[..., tuple[Tensor, ...]]) -> Callable[[Function], F
         operator.register_fake(fake)
 
         @functools.wraps(function)
-        def call(x: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, ...]:
-            if torch.compiler.is_exporting():
+        def call(x: Tensor, *rest: Any, **named: Any) -> Any:
+            if torch.compiler.is_exporting() or x.is_meta:
                 return operator(x, *rest, **named)
             with full_precision(x):
                 return function(x, *rest, **named)
@@ -277,3 +279,13 @@ def lstm(
         x.to(h.dtype), (h[None], c[None]), weights, True, 1, 0.0, False, False, True
     )
     return y.to(x.dtype), last_h[0], last_c[0]
+
+
+@_operator(lambda x, counts, weights: x.new_empty(x.shape[0], weights[0].shape[0]))
+def expert_linear(x: Tensor, counts: Tensor, weights: list[Tensor]) -> Tensor:
+    """Rows of x [R, in], sorted by expert, each times its expert's weight [out, in] -> [R, out].
+
+    counts [E] int64 are the rows of each expert. An expert without rows is not read.
+    """
+    pieces = zip(x.split(counts.tolist()), weights, strict=True)
+    return torch.cat([F.linear(piece, weight.to(x.dtype)) for piece, weight in pieces])

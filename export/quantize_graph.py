@@ -51,7 +51,8 @@ def linear_layers(model: onnx.ModelProto) -> list[LinearLayer]:
     for tensor, outputs in products.items():
         weight = constants.value(tensor)
         if weight.ndim == 2 and weight.dtype == np.float32:
-            name = _free(constants.root(tensor).removesuffix(".T"), names)
+            stored = tensor if tensor.endswith(".T") else constants.root(tensor)
+            name = _free(stored.removesuffix(".T"), names)
             names.add(name)
             layers.append(LinearLayer(name, tensor, weight, tuple(outputs)))
     return layers
@@ -106,6 +107,7 @@ def _replaced(
         setattr(copy, name, getattr(model, name))
     copy.opset_import.extend(model.opset_import)
     copy.functions.extend(model.functions)
+    copy.metadata_props.extend(model.metadata_props)
     graph = copy.graph
     graph.name = model.graph.name
     graph.input.extend(model.graph.input)

@@ -27,10 +27,9 @@ import numpy as np
 import onnx
 
 import streamssm
-from streamssm.atomic import write_bytes
 from streamssm.draw import default_items, draw_input
 from streamssm.errors import ExportError, UsageError
-from streamssm.export.certify import STORED_HOPS, Golden, certify
+from streamssm.export.certify import STORED_HOPS, Golden, Reference, certify
 from streamssm.export.quantize_blocks import BITS, BLOCK_SIZES, QuantisedMatrix, fitting_block, quantise
 from streamssm.export.quantize_data import Data, Measure, Metric, choose_metric, read_data
 from streamssm.export.quantize_graph import (
@@ -42,7 +41,7 @@ from streamssm.export.quantize_graph import (
     with_quantised,
 )
 from streamssm.export.quantize_report import Effect, LayerReport, Report, effect, relative_norm
-from streamssm.export.writing import require_writable, serialise
+from streamssm.export.writing import require_writable, write_model
 from streamssm.manifest import DIGEST_PLACEHOLDER, CertifiedError, Manifest, Weights
 from streamssm.onnx_file import read_model_file
 from streamssm.outputs import by_name
@@ -112,16 +111,16 @@ def quantize(
     total = job.effect(matrices, subject)
     single = job.effects(subject, progress) if per_layer else {}
     whole = CertifiedError("against the float32 file", total.max_abs, total.max_rel, subject.items)
-    write_bytes(target, job.file(golden, (whole, *errors)))
+    manifest = job.write(target, golden, (whole, *errors))
     norms = [job.weight_norms(layer) for layer in layers]
     return Report(
         source=str(model.path),
         target=str(target),
         source_sha256=model.sha256,
-        sha256=read_model_file(target).manifest.sha256,
+        sha256=manifest.sha256,
         weights=weights,
         block_size=block_size,
-        bytes=(model.path.stat().st_size, target.stat().st_size),
+        bytes=(model.file.nbytes, read_model_file(target).nbytes),
         items=subject.items,
         metric=None if subject.metric is None else subject.metric.name,
         baseline=subject.baseline,
@@ -136,8 +135,12 @@ def quantize(
 
 
 def _certify(job: _Job, golden: Golden) -> tuple[CertifiedError, ...]:
+    reference = Reference("exact products", "exact products with the same weights", golden.outputs)
     try:
-        return certify(job.file(golden), golden, "exact products", "exact products with the same weights")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "draft.onnx"
+            job.write(path, golden)
+            return certify(path, golden.x, [reference])
     except ExportError as error:
         raise ExportError(
             f"{error}: the model amplifies the rounding of activations; "
@@ -176,6 +179,8 @@ def _choose(
         K, N = layer.weight.shape
         if layer.name.rpartition(".")[2] in FRONT_END:
             kept[layer.name] = "front end"
+        elif "router" in layer.name.split("."):
+            kept[layer.name] = "router: a rounded score may choose another expert"
         elif any(fnmatchcase(layer.name, pattern) for pattern in exclude):
             kept[layer.name] = "excluded"
         elif K < LEAST_INPUTS or N < LEAST_OUTPUTS:
@@ -260,22 +265,22 @@ class _Job:
         restored = {name: matrix.restored() for name, matrix in self.matrices.items()}
         exact = with_matrices(self.proto, self.layers, restored)
         manifest = msgspec.structs.replace(self.manifest, weights=Weights())
-        with _opened(serialise(exact, manifest, None)) as model:
+        with _opened(exact, manifest) as model:
             lane = model.backend.lane(len(x), 1)
             lane.x[0] = x
             lane.step()
             outputs = zip(manifest.outputs, lane.y, strict=True)
             return Golden(x, {output.name: y[0].copy() for output, y in outputs})
 
-    def file(self, golden: Golden, errors: tuple[CertifiedError, ...] = ()) -> bytes:
-        """The new file's bytes."""
+    def write(self, path: Path, golden: Golden, errors: tuple[CertifiedError, ...] = ()) -> Manifest:
+        """Write the new file."""
         proto = with_quantised(self.proto, self.layers, self.matrices)
-        return serialise(proto, msgspec.structs.replace(self.manifest, errors=errors), golden)
+        return write_model(path, proto, msgspec.structs.replace(self.manifest, errors=errors), golden)
 
     def effect(self, matrices: Mapping[str, QuantisedMatrix], subject: _Subject) -> Effect:
         """That of quantising the layers named in ``matrices``, and no others."""
         proto = with_quantised(self.proto, self.layers, matrices)
-        with _opened(serialise(proto, self.manifest, None)) as model:
+        with _opened(proto, self.manifest) as model:
             return subject.effect(model)
 
     def effects(self, subject: _Subject, progress: Progress) -> dict[str, Effect]:
@@ -293,9 +298,9 @@ class _Job:
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[streamssm.Model]:
-    """A file's bytes as a model."""
+def _opened(proto: onnx.ModelProto, manifest: Manifest) -> Iterator[streamssm.Model]:
+    """A graph as a model."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "draft.onnx"
-        path.write_bytes(data)
+        write_model(path, proto, manifest, None)
         yield streamssm.load(path)

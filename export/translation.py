@@ -125,6 +125,22 @@ def _lstm(x, weight_ih, weight_hh, bias_ih, bias_hh, h, c):
     return _items_first(y, T), op.Squeeze(last_h, [0]), op.Squeeze(last_c, [0])
 
 
+def _expert_linear(x, counts, weights):
+    # zero rows cost a node call and no weight is touched
+    pieces = op.Split(x, num_outputs=len(weights))
+    if len(weights) == 1:
+        pieces = [pieces]
+    node = pieces[0].producer()
+    # torch's recorder counts the outputs of Split by an attribute that excludes sizes
+    del node.attributes["num_outputs"]
+    node.resize_inputs(2)
+    node.replace_input_with(1, counts)
+    products = [
+        op.MatMul(piece, op.Transpose(w, perm=[1, 0])) for piece, w in zip(pieces, weights, strict=True)
+    ]
+    return op.Concat(*products, axis=0)
+
+
 def _softplus(x, beta: float = 1.0, threshold: float = 20.0):
     # torch's own translation adds a comparison and a choice for x > threshold, where ONNX's
     # softplus differs from the identity by less than float32 can hold
@@ -142,6 +158,7 @@ def translation_table() -> dict[Callable, Callable]:
         namespace.log_mel.default: _log_mel,
         namespace.gru.default: _gru,
         namespace.lstm.default: _lstm,
+        namespace.expert_linear.default: _expert_linear,
         torch.ops.aten.softplus.default: _softplus,
     }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -66,6 +66,45 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def move_into_place(files: Sequence[tuple[Path, Path]]) -> None:
+    """Rename files onto their targets on the same file system, in order; the last one is what a reader
+    looks for. If a rename fails, all targets are as they were.
+
+    Raises:
+        OutputError: a target is a folder or a device, or cannot be replaced.
+    """
+    moved: list[tuple[Path, Path | None]] = []
+    try:
+        for source, target in files:
+            target_of(target)
+            _flush(source, os.O_RDWR)
+        for source, target in files:
+            moved.append((target, _kept(target) if len(files) > 1 else None))
+            os.replace(source, target)
+        for folder in {target.parent for _, target in files}:
+            _flush_folder(folder)
+    except OSError as error:
+        for target, kept in moved:
+            with suppress(OSError):
+                os.replace(kept, target) if kept is not None else None
+        raise OutputError(f"{files[-1][1]} cannot be written: {error.strerror or error}") from error
+    finally:
+        for _, kept in moved:
+            if kept is not None:
+                with suppress(OSError):
+                    kept.unlink()
+
+
+def _kept(target: Path) -> Path | None:
+    """A second name for what is about to be replaced, where there are such names."""
+    second = target.with_name(f".{target.stem}.{secrets.token_hex(6)}{target.suffix}")
+    try:
+        os.link(target, second)
+    except OSError:
+        return None
+    return second
 
 
 def _flush_folder(folder: Path) -> None:

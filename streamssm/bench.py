@@ -32,14 +32,14 @@ def measure(
     Raises:
         UsageError: ``items`` are fewer than one block.
     """
-    stream = model.stream(block=block)
+    stream = model.stream(block=block, in_place=True)  # as run does
     size, manifest = stream.block, model.manifest
     rounds = BLOCKS if items is None else items // size
     if not rounds:
         raise UsageError(f"{items} items are less than one block of {size}; give more, or a smaller --block")
     rng = np.random.default_rng(seed)
     chunks = [draw_input(manifest, size, rng) for _ in range(min(_DIFFERENT, rounds))]
-    lane = model.backend.lane(size, 1)
+    lane = model.backend.lane(size, 1, in_place=True)
     pushes, runs = [], []
     for turn in range(-_WARM_UP, rounds):
         chunk = chunks[turn % len(chunks)]

@@ -101,7 +101,8 @@ class Subject:
             if seen.shape != wanted.shape:
                 raise CheckFailedError(f"{what}: {name} has shape {seen.shape}, expected {wanted.shape}")
             largest, relative = tolerance.error(seen, wanted)
-            if not tolerance.within(seen, wanted, self.model.manifest.weights.dtype):
+            manifest = self.model.manifest
+            if not tolerance.within(seen, wanted, manifest.weights.dtype, manifest.rounding):
                 raise CheckFailedError(f"{what}: {name} is off by {largest:.3g} ({relative:.3g} relative)")
             worst = max(worst, relative)
         return worst

@@ -19,6 +19,18 @@ class StreamEndedError(StreamSSMError, RuntimeError):
     """A flushed or closed stream was pushed again."""
 
 
+class StreamTornError(StreamSSMError, RuntimeError):
+    """A signal cut a step short that was overwriting the state; reset or restore the stream."""
+
+
+class PoolFullError(StreamSSMError, RuntimeError):
+    """Every slot of a pool is taken; nothing was opened."""
+
+
+class QueueFullError(StreamSSMError, RuntimeError):
+    """More items wait than a stream of a pool may hold; nothing was taken."""
+
+
 class SnapshotError(StreamSSMError, ValueError):
     """A snapshot is damaged, of a newer layout, or of another model."""
 

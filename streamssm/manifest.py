@@ -18,9 +18,11 @@ from streamssm.errors import ManifestError
 FORMAT = 1
 MANIFEST_KEY = "streamssm"
 GOLDEN_KEY = "streamssm.golden"
+TOKENIZER_KEY = "streamssm.tokenizer"
 DIGEST_PLACEHOLDER = "0" * 64
 
 InputKind = Literal["samples", "features", "tokens"]
+Alphabet = Literal["", "bytes", "nucleotides", "tokenizer"]
 OutputKind = Literal["probability", "logits", "features", "samples"]
 DType = Literal["float32", "int64"]
 WeightType = Literal["float32", "int8", "int4"]
@@ -33,7 +35,8 @@ class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What goes in. A chunk has shape ``[T, *shape]``.
 
     ``rate`` is in items per second (None: no clock, such as tokens). ``hop`` is the
-    number of items the graph consumes at a time: every block is a multiple of it.
+    number of items the graph consumes at a time: every block is a multiple of it. ``alphabet`` says
+    what tokens stand for ("": nobody knows, or bytes if there are 256); those in ``end`` end a text.
     """
 
     name: str
@@ -44,6 +47,8 @@ class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hop: int = 1
     vocabulary: Count | None = None
     front_end: str = ""
+    alphabet: Alphabet = ""
+    end: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
 
 
 class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,6 +107,10 @@ class CertifiedError(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     items: int
 
 
+#: the name of the error that is no file's: how far torch is from float64 when it computes in float32
+ROUNDING = "torch in float32 against float64"
+
+
 class Weights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the matrices of large linear layers are stored; everything else is float32.
 
@@ -114,9 +123,19 @@ class Weights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     excluded: tuple[str, ...] = ()
 
 
+class ExternalFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of weights beside the model: its bare name, bytes and sha256."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+    size: Count
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything a host needs to run the model. ``lookahead`` and ``block`` count input
-    items; ``sha256`` covers the whole file with its own 64 digits set to zero."""
+    items; ``sha256`` covers the whole file with its own 64 digits set to zero.
+    ``window_imposed`` is the window to which attention was narrowed when the file was made: up to
+    so many items the model is exactly the original."""
 
     format: int
     name: str
@@ -132,6 +151,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     license: str = ""
     events: EventRule | None = None
     weights: Weights = Weights()
+    window_imposed: Count | None = None
+    external: tuple[ExternalFile, ...] = ()
     errors: tuple[CertifiedError, ...] = ()
     provenance: dict[str, Any] = {}
 
@@ -139,6 +160,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def state_bytes(self) -> int:
         """Bytes of state for one stream."""
         return sum(state.nbytes for state in self.states)
+
+    @property
+    def rounding(self) -> float:
+        """The relative error that the model itself makes in float32, if it is one that matters."""
+        return max((error.max_rel for error in self.errors if error.name == ROUNDING), default=0.0)
 
     def encode(self) -> str:
         """The manifest as compact JSON."""
@@ -169,6 +195,7 @@ def _validate(manifest: Manifest) -> None:
         raise ManifestError(f"the block of {block} items is not a positive multiple of the hop of {hop}")
     if lookahead < 0:
         raise ManifestError(f"the look-ahead of {lookahead} items is negative")
+    _validate_tokens(manifest.input)
     if not manifest.outputs:
         raise ManifestError("the manifest lists no outputs")
     for output in manifest.outputs:
@@ -183,8 +210,35 @@ def _validate(manifest: Manifest) -> None:
         raise ManifestError(
             f"the manifest gives {manifest.weights.dtype} weights blocks of {manifest.weights.block_size}"
         )
+    _validate_external(manifest.external)
     if manifest.events is not None:
         _validate_events(manifest.events, manifest.outputs)
+
+
+def _validate_tokens(spec: Input) -> None:
+    if spec.alphabet and (spec.kind != "tokens" or spec.shape != () or spec.vocabulary is None):
+        raise ManifestError(
+            f"the alphabet {spec.alphabet!r} is for single tokens of a vocabulary, not for {spec.kind} "
+            f"of shape {spec.shape}"
+        )
+    least = {"bytes": 256, "nucleotides": 4}.get(spec.alphabet, 0)
+    if (spec.vocabulary or 0) < least:
+        raise ManifestError(
+            f"the alphabet {spec.alphabet!r} needs {least} tokens, there are {spec.vocabulary}"
+        )
+    if spec.end and max(spec.end) >= (spec.vocabulary or 0):
+        raise ManifestError(f"the end tokens {spec.end} are not all among the {spec.vocabulary or 0} tokens")
+
+
+def _validate_external(files: tuple[ExternalFile, ...]) -> None:
+    for file in files:
+        # what a separator is, and a drive or a stream, is not the same everywhere
+        if file.name in (".", "..") or set(file.name) & set('/\\:*?"<>|') or not file.name.isprintable():
+            raise ManifestError(
+                f"the manifest names the file {file.name!r}; weights lie in a file in the model's own folder"
+            )
+    if len({file.name for file in files}) < len(files):
+        raise ManifestError("the manifest names one file of weights twice")
 
 
 def _validate_events(rule: EventRule, outputs: tuple[Output, ...]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ from streamssm.errors import InputError, ModelFileError, UsageError
 from streamssm.manifest import Manifest
 from streamssm.onnx_file import ModelFile, read_model_file
 from streamssm.stream import Result, Stream
+
+if TYPE_CHECKING:
+    from streamssm.pool import Pool
 
 Array = npt.NDArray[Any]
 
@@ -117,25 +120,33 @@ class Model:
         )
 
     def stream(
-        self, block: int | None = None, batch: int | None = None, allow_nonfinite: bool = False
+        self,
+        block: int | None = None,
+        batch: int | None = None,
+        allow_nonfinite: bool = False,
+        in_place: bool = False,
     ) -> Stream:
         """Open a stream at item 0.
 
         ``block`` is the number of input items per backend call, a multiple of the hop
         (default: the manifest's); larger is faster per item and later per result.
         ``batch`` runs so many sequences in step. ``allow_nonfinite`` lets NaN and infinity
-        in; they may stay in the state until :meth:`Stream.reset`.
+        in; they may stay in the state until :meth:`Stream.reset`. ``in_place`` lets steps
+        overwrite the state where the kernels can: half the memory, and faster where the state is
+        larger than the caches; the price is one exception to what :class:`Stream` promises.
 
         Raises:
             UsageError: ``block`` or ``batch`` is out of range.
         """
-        return Stream(self, self._block(block), self._rows(batch), bool(allow_nonfinite))
+        rows = self._rows(batch)
+        return Stream(self, self._block(block), rows, bool(allow_nonfinite), in_place=bool(in_place))
 
     def resume(
         self,
         source: str | os.PathLike[str] | bytes,
         block: int | None = None,
         allow_nonfinite: bool | None = None,
+        in_place: bool = False,
     ) -> Stream:
         """Open the stream that :meth:`Stream.save` or :meth:`Stream.snapshot` left.
 
@@ -149,9 +160,39 @@ class Model:
         saved = snapshot.decode(self, snapshot.read(source))
         block = self._block(saved.block if block is None else block)
         allow = saved.allow_nonfinite if allow_nonfinite is None else bool(allow_nonfinite)
-        stream = Stream(self, block, self._rows(saved.batch), allow, saved.extra)
+        stream = Stream(self, block, self._rows(saved.batch), allow, saved.extra, bool(in_place))
         stream.restore(saved.state)
         return stream
+
+    def pool(
+        self,
+        slots: int,
+        block: int | None = None,
+        *,
+        gather: float = 0.0,
+        limit: int | None = None,
+        allow_nonfinite: bool = False,
+    ) -> Pool:
+        """Open ``slots`` slots for streams that are stepped as one batch.
+
+        ``block`` is as in :meth:`stream`. ``gather`` is for how many seconds :meth:`Pool.wait` lets
+        a stream that is ready wait for others; ``limit`` how many items may wait in one stream
+        (default: 64 blocks).
+
+        Raises:
+            UsageError: ``slots``, ``block``, ``gather`` or ``limit`` is out of range.
+        """
+        from streamssm.pool import Pool
+
+        size = self._block(block)
+        most = _integer("limit", 64 * size if limit is None else limit)
+        if _integer("slots", slots) < 1:
+            raise UsageError(f"slots = {slots} is not positive")
+        if most < size:
+            raise UsageError(f"limit = {most} items is less than a block of {size}: no step would ever run")
+        if not 0 <= gather < 3600:
+            raise UsageError(f"gather = {gather} must be seconds from 0 on, such as 0.005")
+        return Pool(self, slots, size, gather=gather, limit=most, allow_nonfinite=bool(allow_nonfinite))
 
     def scan(self, x: Array, block: int | None = None, allow_nonfinite: bool = False) -> Result:
         """Run whole sequences, ``[T, *item_shape]`` or ``[batch, T, *item_shape]``.

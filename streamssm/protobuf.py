@@ -18,6 +18,12 @@ class MalformedError(Exception):
     """Not protobuf, or cut short."""
 
 
+def release(data: Buffer) -> None:
+    """Let go of the memory to which a file has been mapped so far; it is read anew if need be."""
+    if isinstance(data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        data.madvise(mmap.MADV_DONTNEED)
+
+
 def fields(data: Buffer, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """Fields of the message in ``data[at:end]``: number, wire type, start and end of the value."""
     while at < end:

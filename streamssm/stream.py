@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamssm.chunks import ChunkRule
-from streamssm.errors import StreamEndedError
+from streamssm.errors import StreamEndedError, StreamTornError
 from streamssm.frames import frame_rules
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ class Stream:
     """A stream of one model, made by :meth:`Model.stream` or :meth:`Model.resume`.
 
     A stream belongs to one thread at a time and takes no locks; different streams of one
-    model may run in different threads. A call that raises leaves the stream as it was.
+    model may run in different threads. A call that raises leaves the stream as it was, but for
+    one case: a stream opened with ``in_place`` that a signal (KeyboardInterrupt) cuts short in the
+    middle of a step refuses to go on until :meth:`reset` or :meth:`restore`.
 
     Without a batch a chunk is ``[T, *item_shape]`` and a result ``[F, *output_shape]``;
     with ``batch=n`` both get a leading axis of n. A model with one output returns the
@@ -59,6 +61,7 @@ class Stream:
         "_fill",
         "_find_mark",
         "_frames",
+        "_in_place",
         "_input",
         "_lane",
         "_mark",
@@ -76,13 +79,15 @@ class Stream:
         batch: int | None,
         allow_nonfinite: bool,
         extra: Mapping[str, str] | None = None,
+        in_place: bool = False,
     ) -> None:
         """Use :meth:`Model.stream`, which checks the arguments."""
         self._model, self._block, self._batch = model, block, batch
         self._extra = dict(extra or {})
         self._rule = ChunkRule(model.manifest.input, batch, allow_nonfinite)
         self._frames = frame_rules(model.manifest)
-        self._lane = lane = model.backend.lane(block, batch or 1)
+        self._lane = lane = model.backend.lane(block, batch or 1, in_place)
+        self._in_place = in_place
         # views of the lane's buffers in the shapes that the caller sees
         self._input = lane.x[0] if batch is None else lane.x
         self._mark, marks = self._rule.watch(lane.x)
@@ -158,6 +163,7 @@ class Stream:
             self._input[...] = chunk
             self._mark()
             if self._find_mark(0) < 0:
+                self._require_whole()
                 self._lane.step()
                 self._position += self._block
                 outputs = self._outputs
@@ -197,12 +203,14 @@ class Stream:
         """Forget everything: the stream is as new, at item 0."""
         for state in self._lane.state:
             state[...] = 0
+        self._lane.torn = False
         self._position, self._fill, self._backlog, self._ended = 0, 0, None, False
         self._ready = self._is_ready()
 
     def fork(self) -> Stream:
         """An independent stream that continues from here."""
-        twin = Stream(self._model, self._block, self._batch, self._rule.allow_nonfinite)
+        allow = self._rule.allow_nonfinite
+        twin = Stream(self._model, self._block, self._batch, allow, in_place=self._in_place)
         twin.restore(self.state())
         return twin
 
@@ -236,7 +244,12 @@ class Stream:
         write_bytes(path, self.snapshot(extra))
 
     def state(self) -> StreamState:
-        """A copy of all that the stream remembers."""
+        """A copy of all that the stream remembers.
+
+        Raises:
+            StreamTornError: a signal cut a step in place short.
+        """
+        self._require_whole()
         waiting = self._lane.x[:, : self._fill]
         pending = waiting if self._backlog is None else self._backlog
         states = tuple(state.copy() for state in self._lane.state)
@@ -246,6 +259,7 @@ class Stream:
         """Continue from a state of a stream of the same model and batch."""
         for target, source in zip(self._lane.state, state.states, strict=True):
             target[...] = source
+        self._lane.torn = False
         items = state.pending.shape[1]
         if items < self._block:
             self._lane.x[:, :items] = state.pending
@@ -257,6 +271,13 @@ class Stream:
 
     # The long way.
 
+    def _require_whole(self) -> None:
+        if self._lane.torn:
+            raise StreamTornError(
+                f"a signal cut the step at item {self._position} short, and the state was being overwritten; "
+                "call reset(), or restore() what you saved"
+            )
+
     def _is_ready(self) -> bool:
         """On a block's edge, past the warm-up, not ended."""
         edge = not self._fill and self._backlog is None and not self._ended
@@ -265,6 +286,7 @@ class Stream:
     def _push(self, chunk: object) -> Result:
         if self._ended:
             raise StreamEndedError(f"the stream ended at item {self._position}; call reset() to start anew")
+        self._require_whole()
         x = self._rule.accept(chunk)
         items, pending = x.shape[1], self.pending
         calls = (pending + items) // self._block

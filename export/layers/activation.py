@@ -16,10 +16,21 @@ def _softmax(x: Tensor) -> Tensor:
     return torch.softmax(x, dim=-1)
 
 
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _squared_relu(x: Tensor) -> Tensor:
+    y = torch.relu(x)
+    return y * y
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
     "relu": F.relu,
+    "relu2": _squared_relu,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "softmax": _softmax,

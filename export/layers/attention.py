@@ -17,8 +17,10 @@ from streamssm.export.ops import sliding_window_attention
 
 
 class SlidingWindowAttention(StreamingLayer):
-    """x [B, T, d_model] -> y [B, T, d_model].
+    """x [B, T, d_model] -> y [B, T, d_model], or from items of ``input_dim`` channels.
 
+    Scores are scaled by ``scale``, 1 / sqrt(dh) by default. ``bias`` is that of the projections,
+    ``out_bias`` that of the last one where it differs.
     State: ``key`` and ``value`` [B, Hkv, W, dh], rings of un-rotated keys and of values, and
     ``position`` [B] int64, the number of items seen. ``rope_base=None`` means no positions.
     """
@@ -33,23 +35,28 @@ class SlidingWindowAttention(StreamingLayer):
         rope_base: float | None = 10000.0,
         rotary_dim: int | None = None,
         bias: bool = False,
+        out_bias: bool | None = None,
+        input_dim: int | None = None,
+        scale: float | None = None,
     ):
         super().__init__()
         name = "SlidingWindowAttention"
+        width = d_model if input_dim is None else input_dim
         kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         require_whole(name, d_model=d_model, num_heads=num_heads, window=window, num_kv_heads=kv_heads)
         require_divisor(name, num_kv_heads=(kv_heads, num_heads))
         if head_dim is None:
             require_divisor(name, num_heads=(num_heads, d_model))
             head_dim = d_model // num_heads
-        require_whole(name, head_dim=head_dim)
-        self.item_shape = (d_model,)
+        require_whole(name, head_dim=head_dim, input_dim=width)
+        self.item_shape = (width,)
+        self.scale = 1 / math.sqrt(head_dim) if scale is None else float(scale)
         self.num_heads, self.num_kv_heads, self.head_dim, self.window = num_heads, kv_heads, head_dim, window
-        self.register_constant("inv_freq", _frequencies(head_dim, rotary_dim, rope_base))
-        self.q_proj = nn.Linear(d_model, num_heads * head_dim, bias)
-        self.k_proj = nn.Linear(d_model, kv_heads * head_dim, bias)
-        self.v_proj = nn.Linear(d_model, kv_heads * head_dim, bias)
-        self.o_proj = nn.Linear(num_heads * head_dim, d_model, bias)
+        self.register_constant("inv_freq", frequencies(head_dim, rotary_dim, rope_base))
+        self.q_proj = nn.Linear(width, num_heads * head_dim, bias)
+        self.k_proj = nn.Linear(width, kv_heads * head_dim, bias)
+        self.v_proj = nn.Linear(width, kv_heads * head_dim, bias)
+        self.o_proj = nn.Linear(num_heads * head_dim, d_model, bias if out_bias is None else out_bias)
 
     def state_spec(self) -> dict[str, StateSpec]:
         """Two rings and a position."""
@@ -67,15 +74,15 @@ class SlidingWindowAttention(StreamingLayer):
             state["key"],
             state["value"],
             state["position"],
-            1 / math.sqrt(self.head_dim),
+            self.scale,
         )
         return self.o_proj(y.flatten(-2)), {"key": key, "value": value, "position": position}
 
 
-def _frequencies(head_dim: int, rotary_dim: int | None, rope_base: float | None) -> Tensor:
-    """base^(-2 i / R) for i < R / 2 (Su et al. 2021), float64."""
+def frequencies(head_dim: int, rotary_dim: int | None, rope_base: float | None) -> Tensor:
+    """base^(-2 i / R) for i < R / 2 (Su et al. 2021), float64; real even in a model on meta."""
     if rope_base is None:
-        return torch.zeros(0, dtype=torch.float64)
+        return torch.zeros(0, dtype=torch.float64, device="cpu")
     R = head_dim if rotary_dim is None else rotary_dim
     if R % 2 or not 0 <= R <= head_dim:
         raise LayerError(
@@ -84,4 +91,4 @@ def _frequencies(head_dim: int, rotary_dim: int | None, rope_base: float | None)
         )
     if rope_base <= 0:
         raise LayerError(f"SlidingWindowAttention: rope_base = {rope_base} must be positive")
-    return rope_base ** (-torch.arange(0, R, 2, dtype=torch.float64) / max(R, 1))
+    return rope_base ** (-torch.arange(0, R, 2, dtype=torch.float64, device="cpu") / max(R, 1))

@@ -58,6 +58,10 @@ class StreamingLayer(nn.Module):
         """Input items consumed at a time: T is always a multiple of it."""
         return self.output_ratio.denominator
 
+    def ratio_of(self, output: str) -> Fraction:
+        """Output items per input item of one of several outputs; all alike unless a layer says so."""
+        return self.output_ratio
+
     def state_spec(self) -> dict[str, StateSpec]:
         """Names, shapes and dtypes of the state; empty for a stateless layer."""
         return {}

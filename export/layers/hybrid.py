@@ -1,19 +1,13 @@
-"""A stack of pre-norm residual blocks with a mixer each: the body of most published models.
-
-Modules are named as in mamba_ssm: ``layers.{i}.norm``, ``.mixer``, ``.norm2``, ``.mlp``, and
-``norm_f`` at the end.
-"""
+"""A stack of blocks from a pattern of mixers: see :mod:`.stack` for the names of its modules."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
-
 from streamssm.errors import LayerError
 from streamssm.export.layers.attention import SlidingWindowAttention
-from streamssm.export.layers.base import State, StateSpec, StreamingLayer, scoped, with_scope
+from streamssm.export.layers.base import StreamingLayer
 from streamssm.export.layers.gru import GRU
 from streamssm.export.layers.layer_norm import LayerNorm
 from streamssm.export.layers.lstm import LSTM
@@ -21,6 +15,7 @@ from streamssm.export.layers.mamba import Mamba
 from streamssm.export.layers.mamba2 import Mamba2
 from streamssm.export.layers.mlp import GatedMLP
 from streamssm.export.layers.rms_norm import RMSNorm
+from streamssm.export.layers.stack import Block, Stack
 
 Options = Mapping[str, Any]
 
@@ -41,35 +36,7 @@ def _mixer(kind: str, d_model: int, options: Options) -> StreamingLayer:
     return MIXERS[kind](*sizes, **options)
 
 
-class Block(StreamingLayer):
-    """x + mixer(norm(x)), then the same with norm2 and the MLP if there is one.
-
-    States: those of the mixer under ``mixer.``.
-    """
-
-    def __init__(
-        self, norm: StreamingLayer, mixer: StreamingLayer, norm2: StreamingLayer, mlp: GatedMLP | None
-    ):
-        super().__init__()
-        self.item_shape = mixer.item_shape
-        self.norm, self.mixer = norm, mixer
-        self.norm2, self.mlp = (None, None) if mlp is None else (norm2, mlp)
-
-    def state_spec(self) -> dict[str, StateSpec]:
-        """The mixer's states."""
-        return with_scope(self.mixer.state_spec(), "mixer")
-
-    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Mix over time, then over channels."""
-        state = self.start(x, state)
-        y, following = self.mixer(self.norm(x)[0], scoped(state, "mixer"))
-        x = x + y
-        if self.mlp is not None:
-            x = x + self.mlp(self.norm2(x)[0])[0]
-        return x, with_scope(following, "mixer")
-
-
-class HybridStack(StreamingLayer):
+class HybridStack(Stack):
     """x [B, T, d_model] -> y [B, T, d_model].
 
     ``pattern`` names the mixers from first to last, as in ``["mamba", "mamba", "swa"] * 4``;
@@ -92,11 +59,9 @@ class HybridStack(StreamingLayer):
         norm: str = "rms",
         eps: float = 1e-5,
     ):
-        super().__init__()
         options = {"mamba": mamba, "mamba2": mamba2, "swa": swa, "gru": gru, "lstm": lstm}
         _check_pattern(pattern, norm)
-        self.item_shape = (d_model,)
-        self.layers = nn.ModuleList(
+        blocks = [
             Block(
                 NORMS[norm](d_model, eps),
                 _mixer(kind, d_model, options[kind] or {}),
@@ -104,25 +69,8 @@ class HybridStack(StreamingLayer):
                 None if mlp is None else GatedMLP(d_model, **mlp),
             )
             for kind in pattern
-        )
-        self.norm_f = NORMS[norm](d_model, eps)
-
-    def state_spec(self) -> dict[str, StateSpec]:
-        """The states of all blocks."""
-        return {
-            name: spec
-            for index, block in enumerate(self.layers)
-            for name, spec in with_scope(block.state_spec(), f"layers.{index}").items()
-        }
-
-    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Run the blocks and the last norm."""
-        state = self.start(x, state)
-        following: State = {}
-        for index, block in enumerate(self.layers):
-            x, next_state = block(x, scoped(state, f"layers.{index}"))
-            following.update(with_scope(next_state, f"layers.{index}"))
-        return self.norm_f(x)[0], following
+        ]
+        super().__init__(blocks, NORMS[norm](d_model, eps))
 
 
 def _check_pattern(pattern: Sequence[str], norm: str) -> None:

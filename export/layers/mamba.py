@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from streamssm.errors import LayerError
 from streamssm.export.layers.base import State, StateSpec, StreamingLayer, renamed, require_whole
 from streamssm.export.layers.conv import CausalConv1d
+from streamssm.export.layers.rms_norm import RMSNorm
 from streamssm.export.ops import selective_scan
 
 
@@ -40,6 +41,8 @@ class Mamba(StreamingLayer):
     """x [B, T, d_model] -> y [B, T, d_model].
 
     State: ``conv`` [B, K-1, D], the last inputs of the convolution, and ``ssm`` [B, N, D].
+    ``d_inner`` gives D where it is not ``expand * d_model``. ``inner_norm`` is the eps of an RMSNorm
+    of each of dt, B and C, as in Jamba and, without ``inner_weights``, in FalconMamba.
     """
 
     def __init__(
@@ -53,16 +56,24 @@ class Mamba(StreamingLayer):
         bias: bool = False,
         dt_min: float = 1e-3,
         dt_max: float = 0.1,
+        d_inner: int | None = None,
+        inner_norm: float | None = None,
+        inner_weights: bool = True,
     ):
         super().__init__()
         rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
-        require_whole("Mamba", d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand, dt_rank=rank)
+        D, N, R = expand * d_model if d_inner is None else d_inner, d_state, rank
+        require_whole("Mamba", d_model=d_model, d_state=N, d_conv=d_conv, d_inner=D, dt_rank=R)
         self.item_shape = (d_model,)
-        self.d_inner, self.d_state, self.dt_rank = expand * d_model, d_state, rank
-        D, N, R = self.d_inner, d_state, rank
+        self.d_inner, self.d_state, self.dt_rank = D, N, R
         self.in_proj = nn.Linear(d_model, 2 * D, bias)
         self.conv1d = CausalConv1d(D, D, d_conv, groups=D, bias=conv_bias, activation="silu")
         self.x_proj = nn.Linear(D, R + 2 * N, bias=False)
+        sizes = (R, N, N) if inner_norm is not None else ()
+        self.dt_layernorm, self.b_layernorm, self.c_layernorm = (
+            *(RMSNorm(size, inner_norm, inner_weights) for size in sizes),
+            *[None] * (3 - len(sizes)),
+        )
         self.dt_proj = nn.Linear(R, D)
         self.A_log = nn.Parameter(torch.arange(1.0, N + 1).log().repeat(D, 1))
         self.D = nn.Parameter(torch.ones(D))
@@ -84,6 +95,8 @@ class Mamba(StreamingLayer):
         u, z = self.in_proj(x).chunk(2, dim=-1)
         u, past = self.conv1d(u, renamed(state, "conv", "items"))
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        if self.dt_layernorm is not None:
+            dt, B, C = self.dt_layernorm(dt)[0], self.b_layernorm(B)[0], self.c_layernorm(C)[0]
         dt = F.linear(dt, self.dt_proj.weight)
         A = -torch.exp(self.A_log.to(dtype)).T
         bias = self.dt_proj.bias.to(dtype)

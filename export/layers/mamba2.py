@@ -38,7 +38,8 @@ class Mamba2(StreamingLayer):
     """x [B, T, d_model] -> y [B, T, d_model].
 
     State: ``conv`` [B, K-1, D + 2 G N] and ``ssm`` [B, H, N, P]. ``dt_limit`` clips dt (None
-    for its upper end means no limit). ``d_has_hdim`` gives each channel its own D. The norm's
+    for its upper end means no limit). ``d_inner`` gives D where it is not ``expand * d_model``, and
+    ``out_bias`` a bias to out_proj alone. ``d_has_hdim`` gives each channel its own D. The norm's
     variance is taken over ``norm_group_size`` channels, those of one group (D / G) by default,
     as mamba_ssm and transformers do. Without ``rmsnorm`` the output is y silu(z).
     """
@@ -61,11 +62,13 @@ class Mamba2(StreamingLayer):
         eps: float = 1e-5,
         dt_min: float = 1e-3,
         dt_max: float = 0.1,
+        d_inner: int | None = None,
+        out_bias: bool | None = None,
     ):
         super().__init__()
+        D = expand * d_model if d_inner is None else d_inner
         require_whole("Mamba2", d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand)
-        require_whole("Mamba2", headdim=headdim, ngroups=ngroups)
-        D = expand * d_model
+        require_whole("Mamba2", headdim=headdim, ngroups=ngroups, d_inner=D)
         require_divisor("Mamba2", headdim=(headdim, D))
         H, mixed = D // headdim, D + 2 * ngroups * d_state
         require_divisor("Mamba2", ngroups=(ngroups, H))
@@ -79,7 +82,7 @@ class Mamba2(StreamingLayer):
         self.D = nn.Parameter(torch.ones(D if d_has_hdim else H))
         group_size = D // ngroups if norm_group_size is None else norm_group_size
         self.norm = GatedRMSNorm(D, eps, norm_before_gate, group_size) if rmsnorm else None
-        self.out_proj = nn.Linear(D, d_model, bias)
+        self.out_proj = nn.Linear(D, d_model, bias if out_bias is None else out_bias)
 
     def state_spec(self) -> dict[str, StateSpec]:
         """Past of the convolution (none for d_conv = 1) and the recurrent state."""

@@ -24,19 +24,20 @@ def upcast(x: Tensor) -> Tensor:
 
 
 class RMSNorm(StreamingLayer):
-    """x [B, T, dim] -> x / sqrt(mean(x^2) + eps) * weight."""
+    """x [B, T, dim] -> x / sqrt(mean(x^2) + eps) * weight; without ``affine`` there is no weight."""
 
-    def __init__(self, dim: int, eps: float = 1e-5):
+    def __init__(self, dim: int, eps: float = 1e-5, affine: bool = True):
         super().__init__()
         require_whole("RMSNorm", dim=dim)
         self.item_shape = (dim,)
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
+        self.weight = nn.Parameter(torch.ones(dim)) if affine else None
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Normalise each item."""
         state = self.start(x, state)
-        return (rms_normalise(upcast(x), self.eps) * self.weight).to(x.dtype), state
+        y = rms_normalise(upcast(x), self.eps)
+        return (y if self.weight is None else y * self.weight).to(x.dtype), state
 
 
 class GatedRMSNorm(nn.Module):

@@ -55,6 +55,7 @@ struct Program {
   const Instruction* code;
   int64_t code_count;
   int64_t rounded_bytes;   // scratch of one row for 8-bit products
+  int64_t weight_floats;
 };
 
 // One run. Arrays of pointers, in the order of the program's lists.
@@ -68,15 +69,22 @@ struct ProgramCall {
   float* scratch;  // scratch_floats() floats at a multiple of 64 bytes
 };
 
-// Rows that pass through the program together: their values fit the second level of cache beside
-// the weights in use, and the weights are read once for all of them.
-constexpr int64_t kSliceRows = 192;
+// Rows that pass through the program together: some items of some sequences. Their values fit the
+// second level of cache, and the weights are read once for all of them. Weights that stay in that
+// cache themselves are read again cheaply: then it is the first level that the values should fit.
+constexpr int64_t kSliceRows = 192, kFewRows = 32, kNearWeights = 1 << 19;
 
-// Items of each sequence in a slice; slices are as equal as they can be.
-static inline int64_t slice_items(int64_t B, int64_t T) {
-  const int64_t most = B < kSliceRows ? kSliceRows / B : 1;
-  const int64_t slices = (T + most - 1) / most;
-  return slices > 0 ? (T + slices - 1) / slices : 0;
+struct Slicing {
+  int64_t sequences, items;
+};
+
+// Slices as equal as they can be; of short sequences several go together.
+static inline Slicing slicing(const Program& program, int64_t B, int64_t T) {
+  const int64_t rows = program.weight_floats <= kNearWeights ? kFewRows : kSliceRows;
+  const int64_t slices = (T + rows - 1) / rows;
+  const int64_t items = slices > 0 ? (T + slices - 1) / slices : 0;
+  const int64_t together = items > 0 ? rows / items : 1, groups = together > 0 ? (B + together - 1) / together : B;
+  return {groups > 0 ? (B + groups - 1) / groups : 0, items};
 }
 
 // The stride of a buffer of `width` floats: whole cache lines with room for a vector that begins at
@@ -87,7 +95,8 @@ static inline int64_t buffer_stride(int64_t width) { return ((width + 31) / 16 |
 static inline int64_t scratch_floats(const Program& program, int64_t B, int64_t T) {
   int64_t row = (program.rounded_bytes + 3) / 4 + 16;
   for (int64_t i = 0; i < program.buffer_count; ++i) row += buffer_stride(program.buffers[i]);
-  return B * slice_items(B, T) * row + 16;
+  const Slicing slice = slicing(program, B, T);
+  return slice.sequences * slice.items * row + 16;
 }
 
 }  // namespace streamssm

@@ -164,7 +164,7 @@ DecodedProgram::DecodedProgram(const int64_t* words, int64_t count, int64_t weig
   buffers_ = from.list(buffers), inputs_ = from.list(inputs), outputs_ = from.list(outputs);
   states_ = from.list(states);
   view_ = {buffers_.data(), buffers, inputs_.data(), inputs,  outputs_.data(), outputs,
-           states_.data(),  states,  nullptr,        0,       0};
+           states_.data(),  states,  nullptr,        0,       0,             weight_floats};
   Checker checker(view_, weight_floats);
   while (!from.done()) {
     Instruction instruction{};

@@ -11,14 +11,14 @@
 
 namespace streamssm::STREAMSSM_ISA {
 
-// One slice of a run: `items` items of each of B sequences, from item `start` on. Buffers hold the
-// sequences one after the other.
+// One slice of a run: `items` items of each of `sequences` sequences, from item `start` and sequence
+// `first` on. Buffers hold the sequences one after the other.
 class Slice {
  public:
-  Slice(const Program& program, const ProgramCall& call, int64_t start, int64_t items, float* const* buffers,
-        char* rounded)
-      : program_(program), call_(call), start_(start), items_(items), rows_(call.B * items), buffers_(buffers),
-        rounded_(rounded) {}
+  Slice(const Program& program, const ProgramCall& call, int64_t first, int64_t sequences, int64_t start,
+        int64_t items, float* const* buffers, char* rounded)
+      : program_(program), call_(call), first_(first), sequences_(sequences), start_(start), items_(items),
+        rows_(sequences * items), buffers_(buffers), rounded_(rounded) {}
 
   void run(const Instruction& instruction) {
     const int64_t* a = instruction.arguments;
@@ -57,25 +57,28 @@ class Slice {
 
   // The first slice reads the state it was given, the others what the one before has left.
   const float* state(int64_t index, int64_t b) const {
-    return (start_ == 0 ? call_.states[index] : call_.next[index]) + b * program_.states[index];
+    return (start_ == 0 ? call_.states[index] : call_.next[index]) + (first_ + b) * program_.states[index];
   }
-  float* next(int64_t index, int64_t b) const { return call_.next[index] + b * program_.states[index]; }
+  float* next(int64_t index, int64_t b) const { return call_.next[index] + (first_ + b) * program_.states[index]; }
+
+  // The row of item t of sequence b among a call's inputs or outputs.
+  int64_t place(int64_t b, int64_t t) const { return (first_ + b) * call_.T + start_ + t; }
 
   void input(const int64_t* a) const {
     const int64_t width = a[3];
     const Out target = out(a);
-    for (int64_t b = 0; b < call_.B; ++b)
+    for (int64_t b = 0; b < sequences_; ++b)
       for (int64_t t = 0; t < items_; ++t)
-        __builtin_memcpy(target.row(b * items_ + t), call_.inputs[a[2]] + (b * call_.T + start_ + t) * width,
+        __builtin_memcpy(target.row(b * items_ + t), call_.inputs[a[2]] + place(b, t) * width,
                          sizeof(float) * width);
   }
 
   void output(const int64_t* a) const {
     const int64_t width = a[3];
     const In source = in(a);
-    for (int64_t b = 0; b < call_.B; ++b)
+    for (int64_t b = 0; b < sequences_; ++b)
       for (int64_t t = 0; t < items_; ++t)
-        __builtin_memcpy(call_.outputs[a[2]] + (b * call_.T + start_ + t) * width, source.row(b * items_ + t),
+        __builtin_memcpy(call_.outputs[a[2]] + place(b, t) * width, source.row(b * items_ + t),
                          sizeof(float) * width);
   }
 
@@ -98,14 +101,14 @@ class Slice {
 
   void conv(const int64_t* a) const {
     const ConvShape shape = {items_, a[5], a[4], a[6] != 0};
-    for (int64_t b = 0; b < call_.B; ++b)
+    for (int64_t b = 0; b < sequences_; ++b)
       causal_conv1d(shape, of(in(a + 2), b), weights(a[7]), weights(a[8]), state(a[9], b), of(out(a), b),
                     next(a[9], b), {0, shape.D});
   }
 
   void scan(const int64_t* a) const {
     const ScanShape shape = {items_, a[12], a[13]};
-    for (int64_t b = 0; b < call_.B; ++b)
+    for (int64_t b = 0; b < sequences_; ++b)
       selective_scan(shape, of(in(a + 2), b), of(in(a + 4), b), weights(a[14]), of(in(a + 6), b),
                      of(in(a + 8), b), weights(a[15]), weights(a[16]), of(in(a + 10), b), state(a[17], b),
                      of(out(a), b), next(a[17], b), {0, shape.D});
@@ -113,14 +116,14 @@ class Slice {
 
   void dual(const int64_t* a) const {
     const DualShape shape = {items_, a[10], a[11], a[12], a[13]};
-    for (int64_t b = 0; b < call_.B; ++b)
+    for (int64_t b = 0; b < sequences_; ++b)
       state_space_dual(shape, of(in(a + 2), b), of(in(a + 4), b), weights(a[14]), of(in(a + 6), b),
                        of(in(a + 8), b), weights(a[15]), state(a[16], b), of(out(a), b), next(a[16], b),
                        {0, shape.H});
   }
 
   void unfold_rows(const int64_t* a) const {
-    for (int64_t b = 0; b < call_.B; ++b)
+    for (int64_t b = 0; b < sequences_; ++b)
       unfold(items_, a[4], a[5], of(in(a + 2), b), state(a[6], b), of(out(a), b), next(a[6], b));
   }
 
@@ -145,15 +148,18 @@ class Slice {
       case Function::kSubtract: return each(rows_, width, y, a, b, [](Vec u, Vec v) { return u - v; });
       case Function::kMultiply: return each(rows_, width, y, a, b, [](Vec u, Vec v) { return u * v; });
       case Function::kDivide: return each(rows_, width, y, a, b, [](Vec u, Vec v) { return u / v; });
-      case Function::kMaximum: return each(rows_, width, y, a, b, [](Vec u, Vec v) { return u < v ? v : u; });
-      case Function::kMinimum: return each(rows_, width, y, a, b, [](Vec u, Vec v) { return u > v ? v : u; });
+      // a NaN on either side is the result
+      case Function::kMaximum:
+        return each(rows_, width, y, a, b, [](Vec u, Vec v) { return (u < v) | (v != v) ? v : u; });
+      case Function::kMinimum:
+        return each(rows_, width, y, a, b, [](Vec u, Vec v) { return (u > v) | (v != v) ? v : u; });
       default: return each(rows_, width, y, a, b, [](Vec u, Vec v) { return u * silu(v); });
     }
   }
 
   const Program& program_;
   const ProgramCall& call_;
-  int64_t start_, items_, rows_;
+  int64_t first_, sequences_, start_, items_, rows_;
   float* const* buffers_;
   char* rounded_;
 };
@@ -161,17 +167,20 @@ class Slice {
 constexpr int64_t kMaxBuffers = 64;
 
 inline void run_program(const Program& program, const ProgramCall& call) {
-  const int64_t most = slice_items(call.B, call.T);
+  const Slicing most = slicing(program, call.B, call.T);
   float* buffers[kMaxBuffers];
   float* free = call.scratch;
   for (int64_t i = 0; i < program.buffer_count; ++i) {
     buffers[i] = free;
-    free += call.B * most * buffer_stride(program.buffers[i]);
+    free += most.sequences * most.items * buffer_stride(program.buffers[i]);
   }
-  for (int64_t start = 0; start < call.T; start += most) {
-    const int64_t items = call.T - start < most ? call.T - start : most;
-    Slice slice(program, call, start, items, buffers, (char*)free);
-    for (int64_t i = 0; i < program.code_count; ++i) slice.run(program.code[i]);
+  for (int64_t first = 0; first < call.B; first += most.sequences) {
+    const int64_t sequences = call.B - first < most.sequences ? call.B - first : most.sequences;
+    for (int64_t start = 0; start < call.T; start += most.items) {
+      const int64_t items = call.T - start < most.items ? call.T - start : most.items;
+      Slice slice(program, call, first, sequences, start, items, buffers, (char*)free);
+      for (int64_t i = 0; i < program.code_count; ++i) slice.run(program.code[i]);
+    }
   }
 }
 

@@ -18,8 +18,12 @@ Array = npt.NDArray[Any]
 class Lane(Protocol):
     """The buffers of one stream: its input block, its last outputs, its state.
 
-    A lane belongs to one thread at a time. A step that raises leaves the state as it was.
+    A lane belongs to one thread at a time. A step that raises leaves the state as it was; one in
+    place that is cut short by an interrupt (KeyboardInterrupt, SystemExit) leaves it torn.
     """
+
+    torn: bool
+    """Whether the state is of no use; to be cleared by whoever writes a whole new one."""
 
     @property
     def x(self) -> Array:
@@ -36,6 +40,14 @@ class Lane(Protocol):
     def step(self) -> None:
         """Run the whole input block. Raises BackendError."""
 
+    def step_rows(self, active: Array) -> None:
+        """:meth:`step` for the rows where ``active [batch]`` is true; the others keep their state.
+        Not for lanes in place. Raises BackendError."""
+
+    def try_short(self, x: Array) -> tuple[Array, ...]:
+        """Outputs for ``x [batch, items, *item_shape]`` from the current state, which stays as it is.
+        Not for lanes in place. Raises BackendError."""
+
     def step_short(self, items: int) -> tuple[Array, ...]:
         """Run the first ``items`` of the block and return fresh outputs. Raises BackendError."""
 
@@ -51,8 +63,9 @@ class Backend(Protocol):
     def kernels(self) -> Kernels:
         """What runs the operators of ours."""
 
-    def lane(self, block: int, batch: int) -> Lane:
-        """Buffers for one stream, its state at zero."""
+    def lane(self, block: int, batch: int, in_place: bool = False) -> Lane:
+        """Buffers for one stream, its state at zero. ``in_place`` permits that a step overwrites the
+        state it reads, where that is safe unless it is interrupted."""
 
 
 def _open_cpu(file: ModelFile) -> Backend:

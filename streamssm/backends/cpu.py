@@ -2,12 +2,15 @@
 
 Every buffer of a stream is bound once, to the input or output it serves. The state has two
 sides, read and written in turn, and each direction has its own binding, so a step is one
-call with no allocation. Buffers start at a multiple of 64 bytes: vectorised sums peel
-unaligned heads, and a result must not depend on where a buffer happens to lie.
+call with no allocation. A stream that runs in place has both sides in one buffer for the states
+that the last node of the graph writes (see ``native/fusion.py``). Buffers start at a multiple of
+64 bytes: vectorised sums peel unaligned heads, and a result must not depend on where a buffer
+happens to lie.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable
@@ -23,13 +26,16 @@ from streamssm.backends.signature import Port, check_signature
 from streamssm.errors import BackendError, ModelFileError
 from streamssm.manifest import Manifest
 from streamssm.native import Kernels, Library, Loan, choose
-from streamssm.native.fusion import fuse_file
+from streamssm.native.fusion import fuse_graph
+from streamssm.native.graph import Graph, graph_of
 from streamssm.native.linear_attention import lower_file
 from streamssm.onnx_file import ModelFile
 
 _OLDEST = (1, 20)
 _INSTALL = f'pip install "onnxruntime>={_OLDEST[0]}.{_OLDEST[1]}"'
 _ALIGNMENT = 64
+#: where tensors lie that a model refers to
+_FOLDER = "session.model_external_initializers_file_folder_path"
 #: failures of ONNX Runtime that are the file's fault, by class name
 _FILE_FAULTS = {"InvalidGraph", "InvalidProtobuf", "InvalidArgument"}
 
@@ -40,6 +46,21 @@ def aligned(shape: tuple[int, ...], dtype: str) -> Array:
     raw = np.zeros(size + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def aligned_together(shapes: list[tuple[tuple[int, ...], str]]) -> tuple[Array, ...]:
+    """Zeros of several shapes and dtypes in one piece of memory, each at a multiple of 64 bytes.
+
+    One large piece may get large pages, which spares a large state many look-ups of addresses.
+    """
+    sizes = [math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes]
+    ends = list(itertools.accumulate(size + -size % _ALIGNMENT for size in sizes))
+    whole = aligned((ends[-1] if ends else 0,), "uint8")
+    starts = [0, *ends[:-1]]
+    return tuple(
+        whole[start : start + size].view(dtype).reshape(shape)
+        for start, size, (shape, dtype) in zip(starts, sizes, shapes, strict=False)
+    )
 
 
 def one_line(error: BaseException, limit: int = 400) -> str:
@@ -92,7 +113,9 @@ class CpuBackend:
         self._runtime = import_onnxruntime()
         check_version(file.path, file.manifest, self._runtime.__version__)
         self._loans: list[Loan] = []
+        self._overwritable: frozenset[tuple[str, str]] = frozenset()
         self._session, self.kernels = self._open(file)
+        file.check_unchanged()  # what was hashed is what was opened
         check_signature(
             file.path,
             file.manifest,
@@ -100,9 +123,12 @@ class CpuBackend:
             [Port(port.name, port.type, tuple(port.shape)) for port in self._session.get_outputs()],
         )
 
-    def lane(self, block: int, batch: int) -> CpuLane:
+    def lane(self, block: int, batch: int, in_place: bool = False) -> CpuLane:
         """Buffers for one stream, its state at zero."""
-        return CpuLane(self._runtime, self._session, self._manifest, block, batch)
+        # the manifest may keep another value under a state's name than what is computed from it
+        pairs = self._overwritable if in_place else frozenset()
+        overwritten = frozenset(s.name for s in self._manifest.states if (s.name, s.next) in pairs)
+        return CpuLane(self._runtime, self._session, self._manifest, block, batch, overwritten)
 
     def _open(self, file: ModelFile) -> tuple[Any, Kernels]:
         """A session, and the kernels it runs on: native ones where they serve the whole model."""
@@ -115,6 +141,7 @@ class CpuBackend:
         try:
             return self._start_plain(file, kernels)
         except Exception as error:
+            file.check_unchanged()
             kind = ModelFileError if type(error).__name__ in _FILE_FAULTS else BackendError
             raise kind(
                 f"onnxruntime {self._runtime.__version__} cannot open {file.path}: {one_line(error)}"
@@ -127,25 +154,36 @@ class CpuBackend:
             self._loans.append(Loan(library, weights))
             return self._loans[-1].number
 
-        fused = fuse_file(file.path, library.instructions, lend) if kernels.fused else None
+        graph = graph_of(file)
+        fused = fuse_graph(graph, library.instructions, lend) if kernels.fused else None
         if fused is None:
-            kernels = replace(kernels, fused=False)
-        return self._start(os.fspath(file.path) if fused is None else fused.model, library), kernels
+            return self._start(file, self._content(graph), library), replace(kernels, fused=False)
+        self._overwritable = fused.in_place
+        return self._start(file, fused.model, library), kernels
 
     def _start_plain(self, file: ModelFile, kernels: Kernels) -> tuple[Any, Kernels]:
         """A session on the bodies in the file, but where onnxruntime has an operator of its own that
         is faster; not if the bodies were asked for."""
         lowered = None if kernels.switched_off else lower_file(file, self._runtime)
         if lowered is None:
-            return self._start(os.fspath(file.path), None), kernels
-        return self._start(lowered, None), replace(kernels, lowered=True)
+            return self._start(file, self._content(graph_of(file)), None), kernels
+        return self._start(file, lowered, None), replace(kernels, lowered=True)
 
-    def _start(self, model: str | bytes, library: Library | None) -> Any:
+    @staticmethod
+    def _content(graph: Graph) -> bytes | None:
+        """A model whose large tensors are mapped from the file, so that they are not in memory thrice
+        while it is opened; None for the file itself, if there are none."""
+        return graph.rewritten(graph.nodes, []) if graph.large else None
+
+    def _start(self, file: ModelFile, model: bytes | None, library: Library | None) -> Any:
+        """A session on ``model``, which refers to tensors in the file and those beside it, or on the
+        file as it is."""
         options = self._options()
         if library is not None:
             options.register_custom_ops_library(os.fspath(library.path))
+        options.add_session_config_entry(_FOLDER, os.path.dirname(os.path.realpath(file.path)))
         return self._runtime.InferenceSession(
-            model,
+            os.fspath(file.path) if model is None else model,
             options,
             providers=["CPUExecutionProvider"],
             enable_fallback=0,  # it prints to stdout, which is for data
@@ -167,11 +205,21 @@ class CpuBackend:
 class CpuLane:
     """Buffers and bindings of one stream; see :class:`streamssm.backends.Lane`."""
 
-    def __init__(self, runtime: Any, session: Any, manifest: Manifest, block: int, batch: int) -> None:
+    def __init__(
+        self,
+        runtime: Any,
+        session: Any,
+        manifest: Manifest,
+        block: int,
+        batch: int,
+        overwritten: frozenset[str],
+    ) -> None:
         self._runtime, self._session, self._manifest, self._batch = runtime, session, manifest, batch
         self.x = self._inputs(block)
         self.y = self._outputs(block)
-        self._sides = (self._states(), self._states())
+        first = self._states()
+        self._sides = (first, self._other_side(first, overwritten))
+        self._in_place, self.torn = bool(overwritten), False
         self._side = 0
         self._bindings = tuple(self._bind(self.x, self.y, side) for side in (0, 1))
         self._calls = tuple(bound_call(session, binding) for binding in self._bindings)
@@ -188,11 +236,43 @@ class CpuLane:
             BackendError: the run failed; the state is as it was.
         """
         side = self._side
+        self.torn = self._in_place
         try:
             self._calls[side]()
         except Exception as error:
+            self.torn = False
             raise self._failure(error) from error
-        self._side = 1 - side
+        self._side, self.torn = 1 - side, False
+
+    def step_rows(self, active: Array) -> None:
+        """A step for some rows; the others, whose outputs mean nothing, keep their state.
+
+        Raises:
+            BackendError: the run failed; the state is as it was.
+        """
+        self.step()
+        before, after = self._sides[1 - self._side], self._sides[self._side]
+        if 2 * active.sum() < len(active):  # fewer rows to bring over to the side that was read
+            before, after, self._side = after, before, 1 - self._side
+            active = ~active
+        if not active.all():
+            idle = np.flatnonzero(~active)
+            for old, new in zip(before, after, strict=True):
+                new[idle] = old[idle]
+
+    def try_short(self, x: Array) -> tuple[Array, ...]:
+        """Outputs for ``x [batch, items, *item_shape]``; the state is left as it is.
+
+        Raises:
+            BackendError: the run failed.
+        """
+        given, y = self._inputs(x.shape[1]), self._outputs(x.shape[1])
+        given[...] = x
+        try:
+            self._session.run_with_iobinding(self._bind(given, y, self._side))
+        except Exception as error:
+            raise self._failure(error) from error
+        return y
 
     def step_short(self, items: int) -> tuple[Array, ...]:
         """Run the first ``items`` of the block; returns fresh outputs.
@@ -202,11 +282,14 @@ class CpuLane:
         """
         x, y = self._inputs(items), self._outputs(items)
         x[...] = self.x[:, :items]
+        binding = self._bind(x, y, self._side)
+        self.torn = self._in_place
         try:
-            self._session.run_with_iobinding(self._bind(x, y, self._side))
+            self._session.run_with_iobinding(binding)
         except Exception as error:
+            self.torn = False
             raise self._failure(error) from error
-        self._side = 1 - self._side
+        self._side, self.torn = 1 - self._side, False
         return y
 
     def _bind(self, x: Array, y: tuple[Array, ...], side: int) -> Any:
@@ -232,7 +315,16 @@ class CpuLane:
         )
 
     def _states(self) -> tuple[Array, ...]:
-        return tuple(aligned((self._batch, *state.shape), state.dtype) for state in self._manifest.states)
+        return aligned_together(
+            [((self._batch, *state.shape), state.dtype) for state in self._manifest.states]
+        )
+
+    def _other_side(self, first: tuple[Array, ...], overwritten: frozenset[str]) -> tuple[Array, ...]:
+        named = {state.name: array for state, array in zip(self._manifest.states, first, strict=True)}
+        kept = [state for state in self._manifest.states if state.name not in overwritten]
+        fresh = aligned_together([((self._batch, *state.shape), state.dtype) for state in kept])
+        named |= {state.name: array for state, array in zip(kept, fresh, strict=True)}
+        return tuple(named.values())
 
     def _failure(self, error: Exception) -> BackendError:
         return BackendError(

@@ -1,7 +1,8 @@
-"""``streamssm export``: a model from a config and weights to a file."""
+"""``streamssm export``: a model from a config and weights, or from a checkpoint folder, to a file."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ _TYPES = ("float32", "int8", "int4")
 
 
 @click.command()
-@click.argument("config", type=_FILE)
+@click.argument("config", type=_FILE, metavar="CONFIG|FOLDER")
 @click.option("-o", "--output", type=_FILE, required=True, help="The .onnx file to write.")
 @click.option(
     "--weights",
@@ -26,14 +27,26 @@ _TYPES = ("float32", "int8", "int4")
     help="A state dict: .pt, .pth or .safetensors (default: random weights); or how the file is to store "
     "them: float32, int8 or int4. May be given once for each.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of random weights.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of random weights. [default: 0]")
+@click.option(
+    "--window",
+    type=click.IntRange(min=1),
+    help="Of a checkpoint: items that attention sees, where its own model lets it see everything.",
+)
+@click.option(
+    "--alphabet",
+    type=click.Choice(["bytes", "nucleotides"]),
+    help="What tokens stand for. Default: a checkpoint's tokenizer.json, if it has one.",
+)
 @click.option("--name", help="The model's name. Default: the config's, else the file's.")
 @click.option("--block", type=click.IntRange(min=1), help="Default items per backend call.")
 @click.option("--description", help="One line about the model.")
 @click.option("--license", "license_", help="Licence of the weights, as an SPDX name.")
 @quantise_options
 def export(config: Path, output: Path, weights: tuple[str, ...], report: Path | None, **given: Any) -> None:
-    """Build the model that CONFIG (JSON or TOML) describes and write it as one .onnx file.
+    """Build the model that CONFIG (JSON or TOML) describes, or open the checkpoint in FOLDER
+    (config.json with safetensors or pytorch_model.bin, of transformers or state-spaces), and write it
+    as one .onnx file.
 
     The file is compared with the float64 model before it is put in place; the errors measured
     are printed and kept in the file. With --weights int8 or int4 it is then quantised, as
@@ -41,16 +54,16 @@ def export(config: Path, output: Path, weights: tuple[str, ...], report: Path | 
     """
     from streamssm.cli.output import check_distinct, check_writable
 
-    checkpoint, stored = _split_weights(weights)
+    state_dict, stored = _split_weights(weights)
     quantising = {key: given.pop(key) for key in ("exclude", "block_size", "total_only")}
     _check_quantising(stored, report, quantising)
-    parsed = _read_config(config)
+    write = _writer(config, state_dict, **given)
     written = [path for path in (output, report) if path is not None]
-    check_distinct([path for path in (config, checkpoint) if path is not None], written)
+    check_distinct([path for path in (config, state_dict) if path is not None], written)
     for path in written:
         check_writable(path)
     if stored == "float32":
-        _print(output, _export(parsed, checkpoint, output, **given))
+        _print(output, write(output))
         return
     from tempfile import TemporaryDirectory
 
@@ -58,8 +71,39 @@ def export(config: Path, output: Path, weights: tuple[str, ...], report: Path | 
 
     with TemporaryDirectory() as folder:
         whole = Path(folder) / output.name  # of the same name, which may become the model's
-        _export(parsed, checkpoint, whole, **given)
+        write(whole)
         quantise_file(whole, output, weights=stored, report=report, **quantising)
+
+
+def _writer(
+    config: Path,
+    state_dict: Path | None,
+    seed: int | None,
+    window: int | None,
+    license_: str | None,
+    **given: Any,
+) -> Callable[[Path], Manifest]:
+    """What writes the float32 file to a path, of a checkpoint folder or of a config.
+
+    Raises:
+        UsageError: an option of the one was given for the other.
+        ExportError: the config cannot be read.
+    """
+    from streamssm.errors import UsageError
+
+    said = {key: value for key, value in {**given, "license": license_}.items() if value is not None}
+    if config.is_dir():
+        if state_dict is not None or seed is not None:
+            raise UsageError(
+                f"{config} is a folder with its own weights; leave out --weights FILE and --seed"
+            )
+        from streamssm.cli.checkpoint import export_checkpoint
+
+        return lambda path: export_checkpoint(config, path, window, **said)
+    if window is not None:
+        raise UsageError(f"--window is for checkpoint folders; write the window of attention into {config}")
+    parsed = _read_config(config)
+    return lambda path: _export(parsed, state_dict, path, seed or 0, said)
 
 
 def _split_weights(values: tuple[str, ...]) -> tuple[Path | None, str]:
@@ -85,28 +129,21 @@ def _check_quantising(stored: str, report: Path | None, options: dict[str, Any])
 
 
 def _export(
-    parsed: dict[str, Any],
-    checkpoint: Path | None,
-    output: Path,
-    seed: int,
-    license_: str | None,
-    **given: Any,
+    parsed: dict[str, Any], state_dict: Path | None, output: Path, seed: int, said: dict[str, Any]
 ) -> Manifest:
     """Build the model, fill it and write it in float32."""
-    exporter = _exporter()
+    package = exporter()
     import torch
 
     torch.manual_seed(seed)
-    model = exporter.build(parsed)
-    if checkpoint is not None:
-        _load_weights(model, checkpoint)
-    options = exporter.model_options(parsed)
-    options |= {key: value for key, value in {**given, "license": license_}.items() if value is not None}
-    manifest: Manifest = exporter.export(model, output, **options)
+    model = package.build(parsed)
+    if state_dict is not None:
+        _load_weights(model, state_dict)
+    manifest: Manifest = package.export(model, output, **(package.model_options(parsed) | said))
     return manifest
 
 
-def _exporter() -> Any:
+def exporter() -> Any:
     """The package ``streamssm.export``.
 
     Raises:

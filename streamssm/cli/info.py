@@ -42,7 +42,7 @@ def _print_json(file: ModelFile) -> None:
     manifest = file.manifest
     report = {
         "path": str(file.path),
-        "file_bytes": file.path.stat().st_size,
+        "file_bytes": file.nbytes,
         **msgspec.to_builtins(manifest),
         "state_bytes": manifest.state_bytes,
         "layers": [
@@ -83,6 +83,7 @@ def _overview(file: ModelFile) -> Table:
         "parameters": f"{m.parameters:,}",
         "weights": _weights(m),
         "file": f"{file.path}, {binary_size(file.path.stat().st_size)}",
+        "weights in": ", ".join(f"{side.name}, {binary_size(side.size)}" for side in m.external),
         "sha256": m.sha256,
         "licence": m.license or "not stated",
         "producer": m.producer,
@@ -102,6 +103,10 @@ def _input(m: Manifest) -> str:
         parts.append(f"{spec.rate:g} items a second")
     if spec.vocabulary is not None:
         parts.append(f"vocabulary {spec.vocabulary}")
+    if spec.alphabet:
+        parts.append(f"alphabet {spec.alphabet}")
+    if spec.end:
+        parts.append(f"texts end with {', '.join(map(str, spec.end))}")
     if spec.front_end:
         parts.append(f"front end in the graph: {spec.front_end}")
     return ", ".join(parts)

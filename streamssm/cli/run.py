@@ -13,6 +13,9 @@ import rich_click as click
 from streamssm.cli.amount import Amount, PositiveNumber, parse_amount, to_items
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streamssm.alphabet import Encoder, Piece
     from streamssm.cli.interrupt import Interrupt
     from streamssm.cli.lines import Lines
     from streamssm.cli.meter import Meter
@@ -35,6 +38,7 @@ INPUT_FORMATS = (
     "u8",
     "npy",
     "csv",
+    "text",
     "bytes",
 )
 _EXTRA = "streamssm.run"
@@ -52,6 +56,11 @@ class Options:
     block: int | None
     backend: str
     emit: str | None
+    generate: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    seed: int | None
     input_format: str
     rate: float | None
     channels: int | None
@@ -72,7 +81,18 @@ class Options:
 )
 @click.option("--block", type=_COUNT, help="Items per backend call; default: the model's.")
 @click.option("--backend", default="auto", show_default=True, help="Where the model runs.")
-@click.option("--emit", type=click.Choice(["events", "items"]), help="Default: events, if the model has any.")
+@click.option(
+    "--emit",
+    type=click.Choice(["events", "items", "tokens", "text"]),
+    help="Default: events, if the model has any; tokens, if it foretells text; else items.",
+)
+@click.option("--generate", type=_COUNT, metavar="N", help="Continue the text by N tokens.")
+@click.option("--temperature", type=click.FloatRange(min=0), help="Of the draw; 0 takes the likeliest. [1]")
+@click.option("--top-k", type=_COUNT, help="Draw among the K likeliest tokens. [all]")
+@click.option(
+    "--top-p", type=click.FloatRange(0, 1, min_open=True), help="Draw among the likeliest of sum P. [1]"
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Of the draw; one seed, one text. [0]")
 @click.option(
     "--input-format", type=click.Choice(INPUT_FORMATS), default="auto", help="Default: told by the data."
 )
@@ -89,7 +109,8 @@ def run(**options: Any) -> int:
     """Push SOURCE through MODEL and print JSON lines.
 
     MODEL is a built-in name or a file. SOURCE is an audio file, .npy, .csv, text for models of
-    bytes, - for standard input, or sim:FILE to play a file as if live.
+    bytes, nucleotides or a tokenizer, - for standard input, or sim:FILE to play a file as if live.
+    A text is scored token by token, or continued with --generate.
 
     The lines are the same for every --chunk, and for a file and its samples on standard input.
     "time" is where an item starts, in seconds of input; look-ahead is already taken out. Ctrl-C
@@ -107,12 +128,11 @@ class _Run:
 
     def __init__(self, model: Model, options: Options):
         from streamssm import clock
-        from streamssm.cli.lines import make_lines
         from streamssm.report import RunReport
 
-        self.options = options
+        self.options, self.model = options, model
         self.manifest: Manifest = model.manifest
-        self.lines: Lines = make_lines(self.manifest, options.emit)
+        self.lines, self.encoder = self._choose_lines(model)
         self.stream = self._open_stream(model)
         rate = clock.input_rate(self.manifest)
         self.chunk = self.stream.block if options.chunk is None else to_items(options.chunk, rate, "--chunk")
@@ -135,7 +155,7 @@ class _Run:
             meter = Meter(self.report, source.total)
             try:
                 self._pump(source, output, meter, interrupt)
-                self._finish(output)
+                self._finish(source, output, interrupt)
             except BrokenPipeError:
                 if self.options.save_state is None:
                     return forget_stdout()
@@ -146,28 +166,54 @@ class _Run:
             return EXIT_INTERRUPTED if interrupt.requested else 0
 
     def _pump(self, source: Source, output: DataOutput, meter: Meter, interrupt: Interrupt) -> None:
-        from streamssm.cli.interrupt import Interrupted
-        from streamssm.outputs import by_name
-
         while not interrupt.requested:
-            items = None
+            items = self._read(source, interrupt)
+            if items is None or not len(items):
+                return
+            self._step(source, items, source.taken, output, meter)
+
+    def _read(self, source: Source, interrupt: Interrupt) -> Any:
+        """The next items; none at the end or after a signal."""
+        from streamssm.cli.interrupt import Interrupted
+        from streamssm.sources.text import TextSource
+
+        items = None
+        if not isinstance(source, TextSource):
             # a signal may also come just after the read: what was read is still pushed
             with suppress(Interrupted), interrupt.waiting():
                 items = source.read(self.chunk)
-            if items is None or not len(items):
-                return
-            began = time.perf_counter()
-            outputs = by_name(self.manifest, self._push(source, items))
-            compute = time.perf_counter() - began
-            lines = self.lines.push(outputs)
-            if lines and output.is_terminal:
-                meter.clear()
-            output.write(lines)
-            self.report.lines += len(lines)
-            late = compute if source.due is None else time.perf_counter() - source.due
-            self.report.paced = source.due is not None
-            self.report.add(len(items), compute, late)
+            return items
+        while not len(items := source.ready(self.chunk)) and not source.ended and not interrupt.requested:
+            with suppress(Interrupted), interrupt.waiting():
+                source.wait()
+        return items
+
+    def _step(
+        self, source: Source, items: Any, pieces: Sequence[Piece], output: DataOutput, meter: Meter | None
+    ) -> None:
+        """Push some items and write what becomes known by them."""
+        from streamssm.outputs import by_name
+
+        began = time.perf_counter()
+        outputs = by_name(self.manifest, self._push(source, items))
+        compute = time.perf_counter() - began
+        self._note(items, pieces)
+        lines = self.lines.push(outputs)
+        if lines and output.is_terminal and meter is not None:
+            meter.clear()
+        output.write(lines)
+        self.report.lines += len(lines)
+        late = compute if source.due is None else time.perf_counter() - source.due
+        self.report.paced = source.due is not None
+        self.report.add(len(items), compute, late)
+        if meter is not None:
             meter.update(outputs[self.manifest.outputs[0].name])
+
+    def _note(self, items: Any, pieces: Sequence[Piece]) -> None:
+        from streamssm.cli.tokens import TokenLines
+
+        if isinstance(self.lines, TokenLines):
+            self.lines.note(items, pieces)
 
     def _push(self, source: Source, items: Any) -> Any:
         from streamssm.errors import InputError
@@ -177,13 +223,44 @@ class _Run:
         except InputError as error:
             raise InputError(f"{source.name}, chunk at item {self.stream.position}: {error}") from error
 
-    def _finish(self, output: DataOutput) -> None:
-        """Save the stream for another run, or end it."""
+    def _finish(self, source: Source, output: DataOutput, interrupt: Interrupt) -> None:
+        """Save the stream for another run, or end it; before that, continue the text if asked to."""
+        options = self.options
+        if options.generate is not None or options.save_state is None:
+            self._end_text(source, output)
+        if options.generate is not None:
+            self._continue(output, interrupt)
+        if options.save_state is not None:
+            self._save(options.save_state)
+        elif options.generate is None:
+            self._flush(output)
+
+    def _end_text(self, source: Source, output: DataOutput) -> None:
+        """Push the tokens that waited for the end of the text."""
+        from streamssm.errors import InputError, SourceError
+        from streamssm.scoring import tokens_of
+        from streamssm.sources.text import TextSource
+
+        if self.encoder is None or not isinstance(source, TextSource):
+            return
+        try:
+            self.encoder.end(closing=self.options.generate is None)
+        except InputError as error:
+            raise SourceError(f"{source.name}: {error}") from error
+        while pieces := self.encoder.take(self.chunk):
+            self._step(source, tokens_of(pieces), pieces, output, None)
+
+    def _continue(self, output: DataOutput, interrupt: Interrupt) -> None:
+        from streamssm.cli.tokens import Continuation, TokenLines
+
+        assert isinstance(self.lines, TokenLines)  # chosen for --generate
+        continuation = Continuation(self.model, self.stream, self.lines, self.options)
+        continuation.write(output, self.report, interrupt)
+        self.stream = continuation.stream
+
+    def _flush(self, output: DataOutput) -> None:
         from streamssm.outputs import by_name
 
-        if self.options.save_state is not None:
-            self._save(self.options.save_state)
-            return
         began = time.perf_counter()
         outputs = by_name(self.manifest, self.stream.flush())
         self.report.compute += time.perf_counter() - began
@@ -195,6 +272,8 @@ class _Run:
         import msgspec
 
         state = {"emit": type(self.lines).__name__, "lines": self.lines.state()}
+        if self.encoder is not None:
+            state["text"] = self.encoder.state()
         self.stream.save(path, extra={_EXTRA: msgspec.json.encode(state).decode()})
 
     def _open_stream(self, model: Model) -> Stream:
@@ -202,10 +281,10 @@ class _Run:
 
         options = self.options
         if options.resume is None:
-            return model.stream(block=options.block, allow_nonfinite=options.allow_nonfinite)
+            return model.stream(options.block, allow_nonfinite=options.allow_nonfinite, in_place=True)
         allow = options.allow_nonfinite or None  # without the flag, as the stream was saved
         try:
-            stream = model.resume(options.resume, block=options.block, allow_nonfinite=allow)
+            stream = model.resume(options.resume, options.block, allow, in_place=True)
         except SnapshotError as error:
             raise SnapshotError(f"--resume {options.resume}: {error}") from error
         self._restore_lines(stream)
@@ -226,13 +305,29 @@ class _Run:
         if state["emit"] != type(self.lines).__name__:
             raise SnapshotError(f"{self.options.resume} was saved with another --emit; use the same one")
         self.lines.restore(state["lines"])
+        if self.encoder is not None and "text" in state:
+            self.encoder.restore(state["text"])
+
+    def _choose_lines(self, model: Model) -> tuple[Lines, Encoder | None]:
+        """The lines to write, and what turns text into tokens."""
+        from streamssm.cli.tokens import TokenLines, choose
+
+        lines, alphabet = choose(model, self.options)
+        # bytes that need no text are read as they are
+        plain = alphabet is None or (alphabet.name == "bytes" and not isinstance(lines, TokenLines))
+        return lines, None if alphabet is None or plain else alphabet.encoder()
 
     def _open_source(self) -> Source:
         from streamssm.sources import Request, open_source
 
         options = self.options
         request = Request(
-            self.manifest.input, options.input_format, options.rate, options.channels, options.channel
+            self.manifest.input,
+            options.input_format,
+            options.rate,
+            options.channels,
+            options.channel,
+            self.encoder,
         )
         return open_source(options.source, request)
 

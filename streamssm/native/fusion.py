@@ -11,12 +11,10 @@ level are never separated by another.
 
 from __future__ import annotations
 
-import mmap
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -31,6 +29,7 @@ Array = npt.NDArray[Any]
 
 DOMAIN = "streamssm.native"
 _MAX_BUFFERS = 64
+_MAX_PORTS = 512
 _LEAST_STEPS = 3
 #: Instruction sets on which our products of any size are as fast as ONNX Runtime's or faster: of
 #: float32 weights, and of quantised ones (benchmarks/products.py). On others only a stretch whose
@@ -42,20 +41,26 @@ _CACHED = 4 << 20
 
 @dataclass(frozen=True)
 class Fused:
-    """A rewritten model, and how many nodes it has and had."""
+    """A rewritten model, how many nodes it has and had, and the states that may be overwritten by
+    what is computed from them, with the name of that: a step that fails has not touched them."""
 
     model: bytes
     nodes: int
     nodes_before: int
+    in_place: frozenset[tuple[str, str]]
 
 
 def fuse(data: Buffer, instructions: str, lend: Callable[[Array], int]) -> Fused | None:
+    """:func:`fuse_graph` for a serialised model."""
+    return fuse_graph(Graph(data), instructions, lend)
+
+
+def fuse_graph(graph: Graph, instructions: str, lend: Callable[[Array], int]) -> Fused | None:
     """The model with every stretch that gains from it replaced, or None if there is none.
 
     ``instructions`` names the instruction set of the kernels, ``lend`` gives the number under which
     they find an array of packed parameters.
     """
-    graph = Graph(data)
     reader = Reader(graph)
     steps = _steps(graph, reader)
     stretches = [stretch for stretch in _stretches(graph, steps) if _worthwhile(stretch, instructions)]
@@ -67,15 +72,31 @@ def fuse(data: Buffer, instructions: str, lend: Callable[[Array], int]) -> Fused
     if not replaced:
         return None
     nodes = graph.alive(_ordered([replaced.get(node, node) for node in graph.nodes]))
-    return Fused(graph.rewritten(nodes, [DOMAIN]), len(nodes), len(graph.nodes))
+    model = graph.rewritten(nodes, {DOMAIN} - graph.domains)
+    return Fused(model, len(nodes), len(graph.nodes), _overwritable(graph, nodes))
 
 
-def fuse_file(path: Path, instructions: str, lend: Callable[[Array], int]) -> Fused | None:
-    """:func:`fuse` for a file; nothing of it stays in memory but what the new model needs."""
-    with path.open("rb") as file:
-        # not closed by hand: it goes with the last array that looks into it
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return fuse(data, instructions, lend)
+def _overwritable(graph: Graph, nodes: list[Node]) -> frozenset[tuple[str, str]]:
+    """States of the last node, if it is a fused one that all others run before: it checks everything
+    before it writes anything, and after it nothing can fail."""
+    last = nodes[-1]
+    made = {name: node for node in nodes for name in node.makes}
+    before, pending = set[Node](), [last]
+    while pending:
+        node = pending.pop()
+        before.add(node)
+        pending += [made[name] for name in node.reads if name in made and made[name] not in before]
+    if last.domain != DOMAIN or len(before) < len(nodes):
+        return frozenset()
+    reads = Counter([*(name for node in nodes for name in node.reads), *graph.results])
+    return frozenset((before, after) for before, after in _states(last) if reads[before] == 1)
+
+
+def _states(fused: Node) -> list[tuple[str, str]]:
+    """The states of a fused node and what it leaves of them."""
+    words = fused.attributes["program"]
+    assert isinstance(words, list)
+    return list(zip(fused.inputs[words[1] :], fused.outputs[words[2] :], strict=True))
 
 
 def _steps(graph: Graph, reader: Reader) -> list[Step]:
@@ -99,9 +120,9 @@ def _worthwhile(stretch: list[Step], instructions: str) -> bool:
 def _stretches(graph: Graph, steps: list[Step]) -> list[list[Step]]:
     """Sets of steps of one level that share values, hence also their items."""
     inner = {node for step in steps for node in step.nodes}
-    position = {name: index for index, node in enumerate(graph.nodes) for name in node.outputs}
+    position = {name: index for index, node in enumerate(graph.nodes) for name in node.makes}
     units: list[Step | Node] = [*steps, *(node for node in graph.nodes if node not in inner)]
-    units.sort(key=lambda unit: max(position[name] for name in unit.outputs))
+    units.sort(key=lambda unit: max((position[name] for name in _makes(unit)), default=0))
     levels: dict[str, tuple[int, bool]] = {}
     groups: dict[int, list[Step]] = {}
     for unit in units:
@@ -111,13 +132,16 @@ def _stretches(graph: Graph, steps: list[Step]) -> list[list[Step]]:
             (at + (inside != fusable) for at, inside in (levels[name] for name in reads if name in levels)),
             default=0,
         )
-        makes = (
-            [*unit.outputs, *(after for _, after in unit.states)] if isinstance(unit, Step) else unit.outputs
-        )
-        levels.update(dict.fromkeys(makes, (level, fusable)))
+        levels.update(dict.fromkeys(_makes(unit), (level, fusable)))
         if isinstance(unit, Step):
+            # a program leaves its states when it ends: nothing in it can read them
+            levels.update((after, (level, False)) for _, after in unit.states)
             groups.setdefault(level, []).append(unit)
     return [part for group in groups.values() for part in _connected(group)]
+
+
+def _makes(unit: Step | Node) -> Sequence[str]:
+    return unit.outputs if isinstance(unit, Step) else unit.makes
 
 
 def _connected(steps: list[Step]) -> list[list[Step]]:
@@ -161,7 +185,7 @@ def _compile(graph: Graph, reader: Reader, stretch: list[Step], lend: Callable[[
                 program.emit(Code.OUTPUT, *program.read(name), slot, width)
                 program.release([name])
     words = program.words()
-    if words[0] > _MAX_BUFFERS or not outputs:
+    if words[0] > _MAX_BUFFERS or max(words[1:4]) > _MAX_PORTS or not outputs:
         return None
     states = [state for step in stretch for state in step.states]
     trailing = [size for name in outputs for size in (len(reader.shapes[name]), *reader.shapes[name])]
@@ -170,14 +194,19 @@ def _compile(graph: Graph, reader: Reader, stretch: list[Step], lend: Callable[[
         domain=DOMAIN,
         inputs=(*inputs, *(before for before, _ in states)),
         outputs=(*outputs, *(after for _, after in states)),
-        attributes={"program": words, "trailing": trailing, "weights": lend(program.packed())},
+        attributes={"program": words, "trailing": trailing, "weights": lend(program.packed(graph.release))},
     )
 
 
 def _ordered(nodes: list[Node]) -> list[Node]:
-    """Each node once, after what it reads."""
-    made = {name: node for node in nodes for name in node.outputs}
+    """Each node once, after what it reads.
+
+    Raises:
+        ValueError: a node reads what depends on it, as in a file whose nodes are in no order.
+    """
+    made = {name: node for node in nodes for name in node.makes}
     order: dict[Node, None] = {}
+    entered = set[Node]()
     pending = list(reversed(list(dict.fromkeys(nodes))))
     while pending:
         node = pending[-1]
@@ -185,6 +214,9 @@ def _ordered(nodes: list[Node]) -> list[Node]:
         if node in order or not waiting:
             order.setdefault(node)
             pending.pop()
+        elif node in entered:
+            raise ValueError(f"the {node.kind} that makes {node.outputs[0]!r} depends on itself")
         else:
+            entered.add(node)
             pending += waiting
     return list(order)

@@ -7,15 +7,19 @@ Everything else is copied as the bytes it is. Field numbers are those of ``onnx.
 from __future__ import annotations
 
 import math
+import mmap
+import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from streamssm.external import ALIGNMENT, Placed, read_placed
 from streamssm.protobuf import (
     Buffer,
     Span,
@@ -27,9 +31,13 @@ from streamssm.protobuf import (
     integer,
     integers,
     last,
+    release,
     string,
     text,
 )
+
+if TYPE_CHECKING:
+    from streamssm.onnx_file import ModelFile
 
 Array = npt.NDArray[Any]
 Attribute = int | float | bytes | list[int] | Array
@@ -38,6 +46,8 @@ Attribute = int | float | bytes | list[int] | Array
 DTYPES = {1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16}
 
 _IR_VERSION = 10
+#: tensors of so many bytes stay where they are
+_LARGE = 1 << 20
 
 #: fields of ModelProto, GraphProto, NodeProto and AttributeProto that hold what a rewrite changes
 _MODEL_OPSET, _MODEL_GRAPH = 8, 7
@@ -60,7 +70,12 @@ class Node:
     @property
     def reads(self) -> tuple[str, ...]:
         """Inputs, and what the node's subgraphs read from outside."""
-        return self.inputs + self.captured
+        return tuple(name for name in self.inputs + self.captured if name)
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        """Outputs that are not left out."""
+        return tuple(name for name in self.outputs if name)
 
     @property
     def kind(self) -> str:
@@ -70,19 +85,36 @@ class Node:
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output of the graph; a dimension without a fixed size is its name, or None."""
+    """An input or output of the graph; a dimension without a fixed size is its name, or None.
+    ``dtype`` is ONNX's number of the element type."""
 
     name: str
     dims: tuple[int | str | None, ...]
+    dtype: int = 0
 
 
 class Graph:
-    """The main graph of a serialised model."""
+    """The main graph of a serialised model.
 
-    def __init__(self, data: Buffer) -> None:
-        self._data = data
+    ``side`` holds the content of the files beside it by name, which its tensors may lie in; ``name``
+    is that of its own file, if it may be read by name again: see :meth:`rewritten`.
+    """
+
+    def __init__(self, data: Buffer, side: Mapping[str, Buffer] | None = None, name: str = "") -> None:
+        self._data, self._side, self._name = data, dict(side or {}), name
         start, stop = last(data, (0, len(data)), _MODEL_GRAPH)
         self._parts = list(fields(data, start, stop))
+
+    @cached_property
+    def domains(self) -> frozenset[str]:
+        """The operator domains that the model imports."""
+        imports = (part for part in fields(self._data, 0, len(self._data)) if part[0] == _MODEL_OPSET)
+        return frozenset(string(self._data, (start, stop), 1) for _, _, start, stop in imports)
+
+    @cached_property
+    def large(self) -> bool:
+        """Whether it has tensors that stay in a file when it is rewritten."""
+        return any(stop - start >= _LARGE for start, stop in self._initializers.values()) or bool(self._side)
 
     def _spans(self, number: int) -> Iterator[Span]:
         return ((start, stop) for at, _, start, stop in self._parts if at == number)
@@ -120,7 +152,7 @@ class Graph:
         is none, or of a type unknown here."""
         if name not in self._cache:
             span, node = self._initializers.get(name), self.producers.get(name)
-            stored = None if span is None else _tensor(self._data, span)
+            stored = None if span is None else _tensor(self._data, span, self._side)
             self._cache[name] = stored if span is not None or node is None else self._folded(node)
         return self._cache[name]
 
@@ -134,7 +166,7 @@ class Graph:
     @cached_property
     def producers(self) -> dict[str, Node]:
         """The node that makes a value."""
-        return {name: node for node in self.nodes for name in node.outputs}
+        return {name: node for node in self.nodes for name in node.makes}
 
     @cached_property
     def consumers(self) -> dict[str, list[Node]]:
@@ -150,16 +182,26 @@ class Graph:
         """Names of the graph's outputs."""
         return frozenset(port.name for port in self.outputs)
 
+    def release(self) -> None:
+        """Let go of the memory into which files were mapped so far; they are read anew if need be."""
+        for data in (self._data, *self._side.values()):
+            release(data)
+
     def rewritten(self, nodes: Sequence[Node], domains: Iterable[str]) -> bytes:
         """The model with other nodes, and ``domains`` beside those it has used so far. Tensors
-        that no node reads are left out."""
-        used = {name for node in nodes for name in node.reads}
+        that no node reads are left out, unless they are inputs (with this default) or outputs too.
+
+        Where the model's file has a name, large tensors stay in it: whoever opens the result maps
+        them from there, which spares two copies of each.
+        """
+        used = {name for node in nodes for name in node.reads} | self.results
+        used |= {port.name for port in self.inputs}
         body = bytearray()
         for node in nodes:
             body += encode_message(_GRAPH_NODE, node.raw if node.raw is not None else _encode_node(node))
         for name, span in self._initializers.items():
             if name in used:
-                body += encode_message(_GRAPH_INITIALIZER, bytes(self._data[slice(*span)]))
+                body += encode_message(_GRAPH_INITIALIZER, _referred(self._data, span, name, self._name))
         for number, wire, start, stop in self._parts:
             if number not in (_GRAPH_NODE, _GRAPH_INITIALIZER):
                 body += copied(self._data, number, wire, start, stop)
@@ -169,16 +211,27 @@ class Graph:
                 model += copied(self._data, number, wire, start, stop)
         for domain in domains:
             model += encode_message(_MODEL_OPSET, encode_message(1, domain.encode()) + encode_number(2, 1))
-        return bytes(model + encode_message(_MODEL_GRAPH, bytes(body)))
+        model += encode_varint(_MODEL_GRAPH << 3 | 2) + encode_varint(len(body))
+        model += body
+        return bytes(model)
 
     def alive(self, nodes: Sequence[Node]) -> list[Node]:
         """Those of ``nodes``, which are in order, that a result depends on."""
         wanted, alive = set(self.results), []
         for node in reversed(nodes):
-            if wanted.intersection(node.outputs):
+            if wanted.intersection(node.makes):
                 alive.append(node)
                 wanted.update(node.reads)
         return alive[::-1]
+
+
+def graph_of(file: ModelFile) -> Graph:
+    """The graph of a model file; what it rewrites refers to the file."""
+    path = Path(os.path.realpath(file.path))
+    with path.open("rb") as content:
+        # not closed by hand: it goes with the last array that looks into it
+        data = mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ)
+    return Graph(data, {name: side.data for name, side in file.side.items()}, path.name)
 
 
 # Decoding.
@@ -225,7 +278,9 @@ def _attribute(data: Buffer, span: Span) -> tuple[str, Attribute]:
 
 
 def _port(data: Buffer, span: Span) -> Port:
-    shape = last(data, last(data, last(data, span, 2), 1), 2)
+    tensor = last(data, last(data, span, 2), 1)
+    dtype = next((integer(data, start) for number, _, start, _ in fields(data, *tensor) if number == 1), 0)
+    shape = last(data, tensor, 2)
     dims: list[int | str | None] = []
     for number, _, start, stop in fields(data, *shape):
         if number == 1:
@@ -233,28 +288,56 @@ def _port(data: Buffer, span: Span) -> Port:
             for kind, _, first, end in fields(data, start, stop):
                 size = integer(data, first) if kind == 1 else text(data, (first, end)) if kind == 2 else size
             dims.append(size)
-    return Port(string(data, span, 1), tuple(dims))
+    return Port(string(data, span, 1), tuple(dims), dtype)
 
 
-def _tensor(data: Buffer, span: Span) -> Array | None:
+def _tensor(data: Buffer, span: Span, side: Mapping[str, Buffer] | None = None) -> Array | None:
     """The value of a TensorProto, or None where it is not stored in a form that is read here."""
     found: dict[int, list[tuple[int, int, int]]] = {}
     for number, wire, start, stop in fields(data, *span):
         found.setdefault(number, []).append((wire, start, stop))
     dims = [size for part in found.get(1, []) for size in integers(data, *part)]
     kind = integer(data, found[2][-1][1]) if 2 in found else 0
-    if kind not in DTYPES or 13 in found:  # 13: stored in another file
+    placed = read_placed(data, span) if 13 in found or 14 in found else None
+    if kind not in DTYPES or (placed is not None and placed.location not in (side or {})):
         return None
     flat: Array
-    if 9 in found:
+    item = np.dtype(DTYPES[kind]).itemsize
+    if placed is not None:
+        flat = np.frombuffer(
+            (side or {})[placed.location], DTYPES[kind], placed.length // item, placed.offset
+        )
+    elif 9 in found:
         _, start, stop = found[9][-1]
-        flat = np.frombuffer(data, DTYPES[kind], (stop - start) // np.dtype(DTYPES[kind]).itemsize, start)
+        flat = np.frombuffer(data, DTYPES[kind], (stop - start) // item, start)
     elif 4 in found:
         flat = np.frombuffer(b"".join(data[start:stop] for _, start, stop in found[4]), np.float32)
     else:
         numbers = [*found.get(5, []), *found.get(7, [])]
-        flat = np.array([value for part in numbers for value in integers(data, *part)], DTYPES[kind])
+        values = [value for part in numbers for value in integers(data, *part)]
+        # half floats are listed as the integers of their bits
+        flat = np.array(values, np.uint16).view(np.float16) if kind == 10 else np.array(values, DTYPES[kind])
     return flat.reshape(dims) if flat.size == math.prod(dims) else None
+
+
+def _referred(data: Buffer, span: Span, name: str, file: str) -> bytes:
+    """A TensorProto as it is, or, if it is large, aligned, and in a file of this name, one that
+    refers to the place of its values there."""
+    raw = last(data, span, 9)
+    size = raw[1] - raw[0]
+    placed = read_placed(data, span)
+    if placed is None and (not file or size < _LARGE or raw[0] % ALIGNMENT):
+        return bytes(data[slice(*span)])
+    where = Placed(name, file, raw[0], size) if placed is None else placed
+    body = bytearray()
+    for number, wire, start, stop in fields(data, *span):
+        if number in (1, 2):
+            body += copied(data, number, wire, start, stop)
+    entries = {"location": where.location, "offset": str(where.offset), "length": str(where.length)}
+    body += encode_message(8, name.encode())
+    for key, value in entries.items():
+        body += encode_message(13, encode_message(1, key.encode()) + encode_message(2, value.encode()))
+    return bytes(body + encode_number(14, 1))
 
 
 def _names_in(data: Buffer, span: Span) -> Iterator[str]:
@@ -288,8 +371,10 @@ def _transposed(node: Node, value: Array) -> Array:
     return value.transpose(order if isinstance(order, list) else None)
 
 
-def _filled(node: Node, shape: Array) -> Array:
+def _filled(node: Node, shape: Array) -> Array | None:
     value = node.attributes.get("value", np.zeros(1, np.float32))
+    if not isinstance(value, np.ndarray):  # of a type unknown here
+        return None
     return np.full(tuple(int(size) for size in shape), value)
 
 

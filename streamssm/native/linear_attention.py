@@ -17,21 +17,19 @@ for a large state; :func:`pays` is the rule that follows.
 from __future__ import annotations
 
 import logging
-import mmap
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from streamssm.native.graph import Attribute, Graph, Node, encode_model
+from streamssm.native.graph import Attribute, Graph, Node, encode_model, graph_of
 from streamssm.native.patterns import Reader
 from streamssm.onnx_file import ModelFile
-from streamssm.protobuf import Buffer, fields, text
+from streamssm.protobuf import Buffer
 
 DOMAIN = "com.microsoft"
 OPERATOR = "LinearAttention"
 
-_MODEL_OPSET = 8
 _SMALL_N, _WHOLE_P, _LARGEST = 16, 32, 8192
 
 
@@ -46,14 +44,16 @@ def lower_file(file: ModelFile, runtime: Any) -> bytes | None:
     ``runtime``, the onnxruntime module, has no such operator."""
     if ("streamssm", "StateSpaceDual") not in file.op_counts or not available(runtime):
         return None
-    with file.path.open("rb") as content:
-        # not closed by hand: it goes with the last array that looks into it
-        return lower(mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ))
+    return lower_graph(graph_of(file))
 
 
 def lower(data: Buffer) -> bytes | None:
+    """:func:`lower_graph` for a serialised model."""
+    return lower_graph(Graph(data))
+
+
+def lower_graph(graph: Graph) -> bytes | None:
     """The model with every StateSpaceDual that gains replaced, or None if there is none."""
-    graph = Graph(data)
     reader = Reader(graph)
     nodes: list[Node] = []
     found = False
@@ -64,13 +64,7 @@ def lower(data: Buffer) -> bytes | None:
         nodes += replacement or [node]
     if not found:
         return None
-    imported = any(
-        number == 1 and text(data, (first, last)) == DOMAIN
-        for at, _, start, stop in fields(data, 0, len(data))
-        if at == _MODEL_OPSET
-        for number, _, first, last in fields(data, start, stop)
-    )
-    return graph.rewritten(nodes, [] if imported else [DOMAIN])
+    return graph.rewritten(nodes, {DOMAIN} - graph.domains)
 
 
 def _replacement(reader: Reader, node: Node) -> list[Node] | None:

@@ -5,6 +5,7 @@ See kernels/cpu/gemm.h and gemm_quantized.h for the layouts.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ Array = npt.NDArray[Any]
 
 PANEL = 16
 _LINE = 64  # bytes
+_PART = 1 << 21  # floats
 
 
 def aligned_floats(count: int) -> Array:
@@ -31,6 +33,14 @@ def panels(columns: int) -> int:
 def matrix_floats(K: int, N: int) -> int:
     """Floats of a packed matrix."""
     return panels(N) * PANEL * K
+
+
+def matrix_parts(matrix: Array) -> Iterator[Array]:
+    """[K, N] -> [panels, K, 16] in consecutive parts, so that a large matrix is never whole in memory
+    a second time."""
+    step = max(1, _PART // max(1, matrix.shape[0] * PANEL)) * PANEL
+    for first in range(0, matrix.shape[1], step):
+        yield pack_matrix(matrix[:, first : first + step])
 
 
 def pack_matrix(matrix: Array) -> Array:

@@ -48,13 +48,20 @@ class Reader(Values):
         """The step that begins with this node, or None if it is no operation on rows."""
         if node in self._claimed:
             return None
-        match = _MATCHERS.get(node.kind)
+        # an output that is left out has no name that could be told from another's
+        match = _MATCHERS.get(node.kind) if "" not in node.outputs else None
         step = None if match is None else match(self, node)
         if step is None:
             self.note_shape(node)
         else:
             self._claimed.update(step.nodes)
+            self.axes.update(dict.fromkeys(step.outputs, self.axes[step.inputs[0]]))
         return step
+
+    def only(self, name: str, op: str) -> Node | None:
+        """As in :class:`Values`, and no part of a step yet."""
+        node = super().only(name, op)
+        return None if node in self._claimed else node
 
 
 # Matchers. Each returns the step, or None if the node is not of the form that is run here.
@@ -62,7 +69,7 @@ class Reader(Values):
 
 def _linear(reader: Reader, node: Node) -> Step | None:
     matrix = reader.graph.constant(node.inputs[1])
-    if matrix is None or matrix.ndim != 2 or matrix.dtype != np.float32:
+    if matrix is None or matrix.ndim != 2 or not matrix.size or matrix.dtype != np.float32:
         return None
     K, N = matrix.shape
     if reader.rows(node.inputs[0], (K,)) is None:
@@ -70,8 +77,8 @@ def _linear(reader: Reader, node: Node) -> Step | None:
     name = node.inputs[1]
 
     def place(program: Assembler) -> list[int]:
-        weights = program.weights(name, pack.matrix_floats(K, N), lambda: pack.pack_matrix(matrix))
-        return [32, 0, weights, 0]
+        floats = pack.matrix_floats(K, N)
+        return [32, 0, program.weights(("matrix", name), floats, lambda: pack.matrix_parts(matrix)), 0]
 
     return _product(reader, node, K, N, place, 4 * K * N)
 
@@ -81,7 +88,8 @@ def _quantized(reader: Reader, node: Node) -> Step | None:
     K, N, bits, block, accuracy = (size if isinstance(size, int) else 0 for size in sizes)
     codes, scales = (reader.graph.constant(name) for name in node.inputs[1:3])
     plain = all(name == "" for name in node.inputs[3:])
-    if codes is None or scales is None or not plain or bits not in (4, 8) or accuracy != 4 or block % 16:
+    fits = plain and bits in (4, 8) and accuracy == 4 and block >= 16 and block % 16 == 0
+    if codes is None or scales is None or not fits:
         return None
     blocks = -(-K // block)
     shapes_fit = codes.size == N * blocks * block * bits // 8 and scales.size == N * blocks
@@ -91,10 +99,10 @@ def _quantized(reader: Reader, node: Node) -> Step | None:
 
     def place(program: Assembler) -> list[int]:
         floats = pack.quantized_floats(N, blocks, block, bits)
-        weights = program.weights(name, floats, lambda: pack.pack_quantized(grouped, bits))
-        factors = program.weights(
-            node.inputs[2], pack.panels(N) * pack.PANEL * blocks, lambda: pack.pack_scales(scales, N)
-        )
+        key = ("codes", name, N, blocks, bits)
+        weights = program.weights(key, floats, lambda: pack.pack_quantized(grouped, bits))
+        floats = pack.panels(N) * pack.PANEL * blocks
+        factors = program.weights(("scales", node.inputs[2], N), floats, lambda: pack.pack_scales(scales, N))
         return [bits, block, weights, factors]
 
     step = _product(reader, node, K, N, place, K * N * bits // 8)
@@ -116,8 +124,9 @@ def _product(
             bias, result = (other, values), add.outputs[0]
             nodes.append(add)
             add = reader.only(result, "Add")
-    if add is not None and _other(add, result) != result and reader.shapes.get(_other(add, result)) == (N,):
-        inputs.append(_other(add, result))
+    other = "" if add is None else _other(add, result)
+    if add is not None and other != result and reader.rows(other, (N,), node.inputs[0]) is not None:
+        inputs.append(other)
         nodes.append(add)
         result = add.outputs[0]
     reader.shapes[result] = (N,)
@@ -153,7 +162,7 @@ def _rms_norm(reader: Reader, node: Node) -> Step | None:
     if add is None or root is None or divide is None or divide.inputs != (x, root.outputs[0]):
         return None
     eps = reader.scalar(_other(add, mean.outputs[0]))
-    if eps is None:
+    if eps is None or eps < np.finfo(np.float32).tiny:  # denormal numbers are zero here
         return None
     nodes, result, width = [node, mean, add, root, divide], divide.outputs[0], prod(shape)
     name, weight = "", np.ones(width, np.float32)
@@ -175,18 +184,20 @@ def _rms_norm(reader: Reader, node: Node) -> Step | None:
 
 def _conv(reader: Reader, node: Node) -> Step | None:
     x, weight_name, bias_name, state = node.inputs
-    weight, bias = reader.graph.constant(weight_name), reader.graph.constant(bias_name)
-    if weight is None or bias is None or weight.dtype != np.float32 or weight.ndim != 2:
+    weight = reader.graph.constant(weight_name)
+    if weight is None or weight.dtype != np.float32 or weight.ndim != 2:
         return None
     K, D = weight.shape
-    if K < 2 or reader.rows(x, (D,)) is None or not reader.is_input(state):
+    bias = reader.floats(bias_name, D)
+    if bias is None or K < 2 or reader.rows(x, (D,)) is None or not reader.is_input(state):
         return None
     y, following = node.outputs
     silu = int(bool(node.attributes.get("silu", 0)))
     reader.shapes[y] = (D,)
 
     def emit(program: Assembler) -> None:
-        places = program.weights(weight_name, K * D, lambda: weight), program.vector(bias_name, bias, D)
+        taps = program.weights(("as is", weight_name), K * D, lambda: weight)
+        places = taps, program.vector(bias_name, bias, D)
         slot, source = program.port("states", (K - 1) * D), program.read(x)
         program.define(y, D)
         program.emit(Code.CONV, *program.read(y), *source, K, D, silu, *places, slot)
@@ -197,19 +208,19 @@ def _conv(reader: Reader, node: Node) -> Step | None:
 def _scan(reader: Reader, node: Node) -> Step | None:
     x, dt, A_name, B, C, D_name, bias_name, z, state = node.inputs
     A = reader.graph.constant(A_name)
-    if A is None or A.ndim != 2 or A.dtype != np.float32 or not reader.is_input(state):
+    if A is None or A.ndim != 2 or not A.size or A.dtype != np.float32 or not reader.is_input(state):
         return None
     N, D = A.shape
     skip, bias = reader.floats(D_name, D), reader.floats(bias_name, D)
     wanted = [(x, (D,)), (dt, (D,)), (B, (N,)), (C, (N,)), (z, (D,))]
-    if skip is None or bias is None or any(reader.rows(name, shape) is None for name, shape in wanted):
+    if skip is None or bias is None or any(reader.rows(name, shape, x) is None for name, shape in wanted):
         return None
     y, following = node.outputs
     reader.shapes[y] = (D,)
 
     def emit(program: Assembler) -> None:
         places = [
-            program.weights(A_name, N * D, lambda: A),
+            program.weights(("as is", A_name), N * D, lambda: A),
             program.vector(D_name, skip, D),
             program.vector(bias_name, bias, D),
         ]
@@ -223,12 +234,12 @@ def _scan(reader: Reader, node: Node) -> Step | None:
 
 def _dual(reader: Reader, node: Node) -> Step | None:
     x, dt, A_name, B, C, D_name, state = node.inputs
-    heads, groups = reader.rows(x), reader.rows(B)
+    heads, groups = reader.rows(x), reader.rows(B, beside=x)
     if heads is None or groups is None or len(heads) != 2 or len(groups) != 2 or not reader.is_input(state):
         return None
     (H, P), (G, N) = heads, groups
     A, skip = reader.floats(A_name, H), reader.floats(D_name, H, P)
-    if A is None or skip is None or reader.rows(dt, (H,)) is None or reader.rows(C, groups) is None:
+    if A is None or skip is None or reader.rows(dt, (H,), x) is None or reader.rows(C, groups, x) is None:
         return None
     y, following = node.outputs
     reader.shapes[y] = heads
@@ -266,7 +277,7 @@ def _split(reader: Reader, node: Node) -> Step | None:
 
 def _regroup(reader: Reader, node: Node) -> Step | None:
     x, shape = node.inputs[0], reader.rows(node.inputs[0])
-    target = None if shape is None else reader.keeps_items(node.inputs[1], prod(shape))
+    target = None if shape is None else reader.keeps_items(node.inputs[1], x)
     return None if target is None else _renamed(reader, node, x, target)
 
 
@@ -291,12 +302,9 @@ def _sigmoid(reader: Reader, node: Node) -> Step | None:
         return _unary(reader, node)
     result = silu.outputs[0]
     gate = reader.only(result, "Mul")
-    if (
-        gate is not None
-        and _other(gate, result) != result
-        and reader.shapes.get(_other(gate, result)) == shape
-    ):
-        inputs, nodes = [_other(gate, result), x], [node, silu, gate]
+    other = "" if gate is None else _other(gate, result)
+    if gate is not None and other != result and reader.rows(other, shape, x) is not None:
+        inputs, nodes = [other, x], [node, silu, gate]
         return _rowwise(reader, nodes, inputs, shape, Code.BINARY, Function.GATE)
     return _rowwise(reader, [node, silu], [x], shape, Code.UNARY, Function.SILU)
 
@@ -320,7 +328,7 @@ def _binary(reader: Reader, node: Node) -> Step | None:
         return None
     if reader.graph.constant(b) is not None:
         return _with_constant(reader, node, a, b, shape, function)
-    if reader.rows(b) != shape:
+    if reader.rows(b, shape, a) is None:
         return None
     return _rowwise(reader, [node], [a, b], shape, Code.BINARY, function)
 
@@ -364,6 +372,8 @@ def _unfold(reader: Reader, node: Node) -> Step | None:
     port = next((port for port in reader.graph.inputs if port.name == state), None)
     if port is None or len(port.dims) != 3 or not all(isinstance(size, int) for size in port.dims[1:]):
         return None
+    if not reader.is_input(state):
+        return None
     past, D = (int(size) for size in port.dims[1:] if isinstance(size, int))
     slices = reader.graph.consumers.get(node.outputs[0], [])
     found = {_time_slice(reader, part): part for part in slices}
@@ -372,8 +382,9 @@ def _unfold(reader: Reader, node: Node) -> Step | None:
     used = [tap for tap in taps if tap is not None]
     if following is None or len(used) != past + 1 or len(slices) != past + 2:
         return None
-    joined = reader.only(used[0].outputs[0], "Concat")
-    if joined is None or joined.attributes.get("axis") not in (2, -1):
+    readers = {reader.only(tap.outputs[0], "Concat") for tap in used}
+    joined = readers.pop()
+    if joined is None or readers or joined.attributes.get("axis") not in (2, -1):
         return None
     if joined.inputs != tuple(tap.outputs[0] for tap in used) or reader.rows(x, (D,)) is None:
         return None
@@ -399,7 +410,9 @@ def _time_slice(reader: Reader, node: Node) -> tuple[int, int] | None:
     if any(values is None or len(values) != 1 for values in lists):
         return None
     first, last, axis, *step = (values[0] for values in lists if values)
-    return (first, 0 if last > _ENDLESS else last) if axis == 1 and step in ([], [1]) else None
+    if axis != 1 or step not in ([], [1]) or last == 0:
+        return None
+    return first, 0 if last > _ENDLESS else last
 
 
 _MATCHERS: dict[str, Callable[[Reader, Node], Step | None]] = {

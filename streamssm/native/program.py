@@ -20,6 +20,10 @@ from streamssm.native.pack import aligned_floats
 Array = npt.NDArray[Any]
 
 _ALIGNMENT = 16  # floats
+_LARGE = 1 << 20  # bytes
+
+#: makes an array of packed parameters, at once or in consecutive parts
+Pack = Callable[[], Array | Iterable[Array]]
 
 
 class Code(enum.IntEnum):
@@ -81,7 +85,7 @@ class Assembler:
         self._sizes: dict[str, list[int]] = {"inputs": [], "outputs": [], "states": []}
         self._code: list[int] = []
         self._places: dict[object, int] = {}
-        self._packers: list[tuple[int, Callable[[], Array]]] = []
+        self._packers: list[tuple[int, Pack]] = []
         self._weights = 0
 
     # Values.
@@ -121,7 +125,7 @@ class Assembler:
 
     # Parameters.
 
-    def weights(self, key: object, floats: int, pack: Callable[[], Array]) -> int:
+    def weights(self, key: object, floats: int, pack: Pack) -> int:
         """The place of ``floats`` packed parameters; those with one key are stored once."""
         if key not in self._places:
             self._places[key] = self._weights
@@ -156,12 +160,17 @@ class Assembler:
         lists = [self._buffers, self._sizes["inputs"], self._sizes["outputs"], self._sizes["states"]]
         return [*(len(part) for part in lists), *(size for part in lists for size in part), *self._code]
 
-    def packed(self) -> Array:
-        """All parameters, one float32 array that starts at a multiple of 64 bytes."""
+    def packed(self, release: Callable[[], None] = lambda: None) -> Array:
+        """All parameters, one float32 array that starts at a multiple of 64 bytes. ``release`` is
+        called when what they were read from is no longer needed in memory."""
         total = aligned_floats(max(self._weights, _ALIGNMENT))
         for place, pack in self._packers:
-            part = pack().reshape(-1)
-            total[place : place + part.size] = part
+            made = pack()
+            for part in (made,) if isinstance(made, np.ndarray) else made:
+                total[place : place + part.size] = part.reshape(-1)
+                place += part.size
+                if part.nbytes >= _LARGE:
+                    release()
         return total
 
 

@@ -1,11 +1,12 @@
 """What is known of a graph's values while its operations are recognised.
 
-Values are rows: ``[B, T, ...]`` with a trailing shape that is known.
+Values are rows of float32: ``[B, T, ...]`` with a trailing shape that is known. Rows that meet in
+one operation must have the same B and T, which their names say: others could be 1, and broadcast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -13,15 +14,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamssm.native.graph import Graph, Node
+from streamssm.native.graph import Graph, Node, Port
 from streamssm.native.program import Assembler
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
+Axes = tuple[object, object]
 Emit = Callable[[Assembler], None]
 
+_FLOAT32 = 1
+#: more dimensions than an item may have (kMaxRank in kernels/ort/op.h)
+_MAX_TRAILING = 4
+
 #: operations that are not run here and give rows of the shape of their first input
-_KEEPS_SHAPE = {"streamssm.SlidingWindowAttention", "LayerNormalization", "Log", "Sqrt", "Erf", "Gelu"}
+_KEEPS_SHAPE = {
+    *(f"streamssm.{op}" for op in ("SlidingWindowAttention", "CausalConv1d")),
+    *(f"streamssm.{op}" for op in ("SelectiveScan", "StateSpaceDual")),
+    *("LayerNormalization", "Softmax", "Clip", "Log", "Sqrt", "Erf", "Gelu"),
+}
 
 
 @dataclass(eq=False)
@@ -44,22 +54,25 @@ class Values:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.shapes: dict[str, Shape] = {}
-        self.batch = {port.dims[0] for port in graph.inputs if port.dims and isinstance(port.dims[0], str)}
+        #: B and T of each value with a shape: their names, or for one without a name what occurs once
+        self.axes: dict[str, Axes] = {}
         self._inputs = {port.name: port for port in graph.inputs}
         for port in (*graph.inputs, *graph.inner):
-            trailing = tuple(size for size in port.dims[2:] if isinstance(size, int))
-            rows = len(port.dims) >= 3 and not any(isinstance(size, int) for size in port.dims[:2])
-            if rows and len(trailing) == len(port.dims) - 2:
-                self.shapes[port.name] = trailing
+            trailing = _item(port.dims[2:])
+            open_ends = len(port.dims) >= 3 and not any(isinstance(size, int) for size in port.dims[:2])
+            if open_ends and trailing is not None and port.dtype == _FLOAT32:
+                self.shapes[port.name], self.axes[port.name] = trailing, _axes(port)
 
-    def rows(self, name: str, shape: Shape | None = None) -> Shape | None:
-        """The trailing shape of a value, if it is known, and ``shape`` where that is given."""
+    def rows(self, name: str, shape: Shape | None = None, beside: str | None = None) -> Shape | None:
+        """The trailing shape of a value, if it is known, is ``shape`` where that is given, and if B
+        and T are those of ``beside`` where that is given."""
         known = self.shapes.get(name)
-        return known if shape is None or known == shape else None
+        fits = beside is None or self.axes.get(name) == self.axes.get(beside)
+        return known if fits and (shape is None or known == shape) else None
 
     def is_input(self, name: str) -> bool:
         """Whether ``name`` comes from outside the graph, as states do."""
-        return name in self._inputs
+        return name in self._inputs and self._inputs[name].dtype == _FLOAT32
 
     def only(self, name: str, op: str) -> Node | None:
         """The one node that reads ``name``, if it is an ``op`` and ``name`` is no result."""
@@ -69,9 +82,11 @@ class Values:
         return readers[0]
 
     def scalar(self, name: str) -> float | None:
-        """The value of a constant with one element."""
+        """The value of a constant with one element, which adds no dimension to rows."""
         value = self.graph.constant(name)
-        return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
+        if value is None or value.size != 1 or value.ndim > 3:
+            return None
+        return float(value.reshape(-1)[0])
 
     def floats(self, name: str, *shape: int) -> Array | None:
         """A float32 constant, of this shape."""
@@ -88,27 +103,43 @@ class Values:
     def note_shape(self, node: Node) -> None:
         """The trailing shape of rows that come from an operation which is not run here."""
         shape: Shape | None = None
+        axes: Axes | None = None
         if node.kind == "Gather" and node.attributes.get("axis", 0) == 0:
             table, port = self.graph.constant(node.inputs[0]), self._inputs.get(node.inputs[1])
-            if table is not None and table.ndim == 2 and port is not None and len(port.dims) == 2:
-                shape = (table.shape[1],)
+            rows = port is not None and len(port.dims) == 2 and not any(isinstance(d, int) for d in port.dims)
+            if table is None or table.ndim != 2 or table.dtype != np.float32 or port is None or not rows:
+                return
+            shape, axes = _item(table.shape[1:]), _axes(port)
         elif node.kind == "streamssm.LogMel":
             filters = next(
                 (c for c in map(self.graph.constant, node.inputs) if c is not None and c.ndim == 2), None
             )
-            shape = None if filters is None else (filters.shape[1],)
-        elif node.kind in _KEEPS_SHAPE:
-            shape = self.rows(node.inputs[0])
-        if shape is not None:
-            self.shapes[node.outputs[0]] = shape
+            past = self._inputs.get(node.inputs[-1])
+            if filters is not None and filters.dtype == np.float32 and past is not None:
+                shape, axes = _item(filters.shape[1:]), (_axes(past)[0], (node.outputs[0], 1))
+        elif node.kind in _KEEPS_SHAPE or self._with_constant(node):
+            shape, axes = self.rows(node.inputs[0]), self.axes.get(node.inputs[0])
+        if shape is not None and axes is not None:
+            self.shapes[node.outputs[0]], self.axes[node.outputs[0]] = shape, axes
 
-    def keeps_items(self, name: str, width: int) -> Shape | None:
-        """The trailing shape if ``name`` is a shape [batch, items, ...] of ``width`` numbers an item."""
+    def _with_constant(self, node: Node) -> bool:
+        """Whether an operation of two values takes a constant that adds nothing to the first one's shape."""
+        if node.kind not in ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min") or len(node.inputs) != 2:
+            return False
+        shape, constant = self.rows(node.inputs[0]), self.graph.constant(node.inputs[1])
+        if shape is None or constant is None or constant.ndim > len(shape):
+            return False
+        pairs = zip(reversed(constant.shape), reversed(shape), strict=False)
+        return all(size in (1, have) for size, have in pairs)
+
+    def keeps_items(self, name: str, x: str) -> Shape | None:
+        """The trailing shape if ``name`` is a shape [batch, items, ...] that leaves the items of the
+        rows ``x`` what they are."""
         sizes = self._sizes(name)
-        if sizes is None or len(sizes) < 3 or sizes[0] not in self.batch:
+        if sizes is None or len(sizes) < 3 or sizes[0] != self.axes[x][0]:
             return None
-        trailing = tuple(size for size in sizes[2:] if isinstance(size, int) and size > 0)
-        return trailing if len(trailing) == len(sizes) - 2 and prod(trailing) == width else None
+        trailing = _item(sizes[2:])
+        return trailing if trailing is not None and prod(trailing) == prod(self.shapes[x]) else None
 
     def _sizes(self, name: str) -> list[int | str | None] | None:
         """A shape that the graph computes: numbers, names of dimensions, None for the unknown."""
@@ -129,3 +160,15 @@ class Values:
                 return list(port.dims[start:end])
             return [None] if isinstance(start, int) and isinstance(end, int) and end - start == 1 else None
         return None
+
+
+def _item(dims: Sequence[int | str | None]) -> Shape | None:
+    """The shape of an item that can be run here: fixed, not empty, of few dimensions."""
+    sizes = tuple(size for size in dims if isinstance(size, int) and size > 0)
+    return sizes if len(sizes) == len(dims) <= _MAX_TRAILING else None
+
+
+def _axes(port: Port) -> Axes:
+    """What is known of a value's B and T: see :attr:`Values.axes`."""
+    batch, items = (size or (port.name, at) for at, size in enumerate((*port.dims, None)[:2]))
+    return batch, items

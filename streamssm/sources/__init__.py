@@ -25,6 +25,7 @@ FORMATS: Mapping[str, FileOpener] = {
     "npy": npy.open_file,
     "csv": table.open_file,
     "bytes": text.open_file,
+    "text": text.open_file,
     **dict.fromkeys(raw.ENCODINGS, raw.open_file),
 }
 
@@ -76,7 +77,7 @@ SCHEMES: Mapping[str, Callable[[str, Request], Source]] = {"file": open_file, "s
 
 
 def _guess(path: Path, request: Request) -> str:
-    if text.takes_bytes(request):
+    if text.takes_text(request):
         return "npy" if path.suffix.lower() == ".npy" else "bytes"
     fallback = "audio" if request.input.kind == "samples" else "csv"
     return SUFFIXES.get(path.suffix.lower(), fallback)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from streamssm.alphabet import Encoder, Piece
 from streamssm.errors import SourceError, UsageError
 from streamssm.manifest import Input
 
@@ -25,7 +26,8 @@ class Request:
     """What the model takes, and what the user said about the source.
 
     ``format`` is a name of ``streamssm.sources.FORMATS`` or "auto"; ``rate`` and ``channels``
-    describe data that carry no header; ``channel`` (counting from 1) picks one of several.
+    describe data that carry no header; ``channel`` (counting from 1) picks one of several; ``encoder``
+    turns text into the model's tokens, and may be in the middle of one.
     """
 
     input: Input
@@ -33,6 +35,7 @@ class Request:
     rate: float | None = None
     channels: int | None = None
     channel: int | None = None
+    encoder: Encoder | None = None
 
     @property
     def columns(self) -> int:
@@ -49,12 +52,14 @@ class Source(ABC):
 
     ``total`` is the number of items, or None where only the end will tell. ``due`` is the
     ``time.perf_counter`` moment at which a paced source owed the latest items; other sources
-    leave it None. A source closes what it opened on leaving a ``with`` block.
+    leave it None. ``taken`` is what the latest items stand for, of a source of text.
+    A source closes what it opened on leaving a ``with`` block.
     """
 
     name: str
     total: int | None = None
     due: float | None = None
+    taken: Sequence[Piece] = ()
 
     @abstractmethod
     def read(self, count: int) -> Array:

@@ -15,6 +15,7 @@ _OPENERS: Mapping[str, Callable[[str, ByteStream, Request], Source]] = {
     "wav": wav.open_stream,
     "csv": table.open_stream,
     "bytes": text.open_stream,
+    "text": text.open_stream,
     **dict.fromkeys(raw.ENCODINGS, raw.open_stream),
 }
 
@@ -35,8 +36,8 @@ def open_stdin(request: Request) -> Source:
 
 
 def _guess(stream: ByteStream, request: Request) -> str:
-    if text.takes_bytes(request):
-        return "bytes"
+    if text.takes_text(request):
+        return "text"
     if request.input.kind != "samples":
         return "csv"
     start = stream.peek(4)

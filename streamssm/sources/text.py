@@ -1,4 +1,4 @@
-"""Any bytes, for models whose tokens are the 256 byte values."""
+"""Text for models of tokens: bytes, nucleotides, or what the tokenizer in the model file makes of it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from streamssm.errors import SourceError
+from streamssm.alphabet import BYTE_VALUES, Encoder, has_bytes
+from streamssm.errors import InputError, SourceError
 from streamssm.sources.base import Array, Request, Source, check_declared_rate, check_path, closed_on_error
 from streamssm.sources.bytestream import ByteStream
 
-BYTE_VALUES = 256
+_READ = 1024  # bytes at a time: after a signal, what has been read is still worked on
 
 
-class TextSource(Source):
+class ByteSource(Source):
     """Every byte is an item; UTF-8 needs no decoding and may be split anywhere."""
 
     def __init__(self, name: str, stream: ByteStream, total: int | None = None):
@@ -29,33 +30,78 @@ class TextSource(Source):
         self._stream.close()
 
 
-def takes_bytes(request: Request) -> bool:
-    """Whether the model's tokens are byte values."""
-    wanted = request.input
-    return wanted.kind == "tokens" and wanted.vocabulary == BYTE_VALUES and wanted.shape == ()
+class TextSource(Source):
+    """Tokens of a text, as soon as they are known; ``taken`` says what the latest ones stand for.
+
+    At the end of the bytes the encoder may still hold some text back: whether that is the end of the text
+    is not known here. Waiting and encoding are two calls, so that a signal loses nothing.
+    """
+
+    def __init__(self, name: str, stream: ByteStream, encoder: Encoder):
+        self.name = name
+        self._stream, self._encoder = stream, encoder
+        self._data = b""
+        self.ended = False
+
+    def read(self, count: int) -> Array:
+        """The next tokens."""
+        while not len(tokens := self.ready(count)) and not self.ended:
+            self.wait()
+        return tokens
+
+    def wait(self) -> None:
+        """Wait for bytes, or the end."""
+        self._data = self._stream.read(1, _READ)
+        self.ended = not self._data
+
+    def ready(self, count: int) -> Array:
+        """The tokens that are known, at most ``count``.
+
+        Raises:
+            SourceError: the bytes are no text of the model's alphabet.
+        """
+        data, self._data = self._data, b""
+        try:
+            if data:
+                self._encoder.feed(data)
+        except InputError as error:
+            raise SourceError(f"{self.name}: {error}") from error
+        self.taken = self._encoder.take(count)
+        return np.array([piece.token for piece in self.taken], np.int64)
+
+    def close(self) -> None:
+        """Close the byte stream."""
+        self._stream.close()
+
+
+def takes_text(request: Request) -> bool:
+    """Whether text can feed the model."""
+    return request.encoder is not None or has_bytes(request.input)
 
 
 def open_stream(name: str, stream: ByteStream, request: Request) -> Source:
-    """Bytes from a pipe.
+    """Text from a pipe.
 
     Raises:
-        SourceError: the model's vocabulary is not the 256 byte values.
+        SourceError: the model does not say what its tokens stand for.
     """
-    if not takes_bytes(request):
+    if not takes_text(request):
+        size = f" of {request.input.vocabulary}" if request.input.vocabulary else ""
         raise SourceError(
-            f"{name}: bytes need a model of {BYTE_VALUES} tokens, this one takes {request.input.kind}"
-            + (f" of {request.input.vocabulary}" if request.input.vocabulary else "")
-            + "; use .npy or .csv"
+            f"{name}: bytes need a model of {BYTE_VALUES} tokens, this one takes {request.input.kind}{size} "
+            "and was exported without an alphabet or a tokenizer; use .npy or .csv"
         )
     check_declared_rate(name, request)
-    return TextSource(name, stream)
+    if request.encoder is None:
+        return ByteSource(name, stream)
+    return TextSource(name, stream, request.encoder)
 
 
 def open_file(path: Path, request: Request) -> Source:
-    """The bytes of a file."""
+    """The text of a file."""
     size = check_path(path).stat().st_size
     stream = ByteStream(path.open("rb"))
     with closed_on_error(stream):
         source = open_stream(str(path), stream, request)
-    source.total = size if path.is_file() else None
+    source.total = size if path.is_file() and isinstance(source, ByteSource) else None
     return source

@@ -10,9 +10,15 @@ from streamssm.export.layers import (
     GELU,
     GRU,
     LSTM,
+    MLP,
+    RGLRU,
     Activation,
+    Block,
     CausalConv1d,
     Channel,
+    ConcatBlock,
+    ConcatStack,
+    ConvAttention,
     Delay,
     Embedding,
     GatedMLP,
@@ -24,13 +30,21 @@ from streamssm.export.layers import (
     LogMel,
     Mamba,
     Mamba2,
+    MixtureOfExperts,
+    MultiHeadMamba,
+    Parallel,
+    RecurrentBlock,
     Residual,
     RMSNorm,
     RunningNorm,
     Sequential,
     Sigmoid,
+    SigmoidMixture,
     SlidingWindowAttention,
+    SoftCap,
+    Stack,
     StreamingLayer,
+    adapted,
 )
 
 # one thread: these tensors are too small to share, and two idle threads cost more than the work
@@ -39,7 +53,7 @@ torch.set_num_threads(1)
 Factory = Callable[[], StreamingLayer]
 
 
-def shaped(activation: Activation) -> Activation:
+def shaped(activation: StreamingLayer) -> StreamingLayer:
     activation.item_shape = (5,)
     return activation
 
@@ -52,12 +66,18 @@ SIMPLE: dict[str, Factory] = {
     "softmax": lambda: shaped(Activation("softmax")),
     "channel": lambda: Channel(),
     "embedding": lambda: Embedding(11, 3),
+    "embedding scaled": lambda: Embedding(11, 3, scale=1.7),
     "head": lambda: Head(5, 3),
     "head softmax": lambda: Head(5, 3, "softmax"),
     "rms norm": lambda: RMSNorm(7),
+    "rms norm weightless": lambda: RMSNorm(7, affine=False),
+    "soft cap": lambda: shaped(SoftCap(0.7)),
     "layer norm": lambda: LayerNorm(7),
     "mlp": lambda: GatedMLP(5),
     "mlp bias": lambda: GatedMLP(5, 9, bias=True),
+    "mlp gelu": lambda: GatedMLP(5, 9, activation="gelu_tanh"),
+    "mlp plain": lambda: MLP(5, 9, bias=True),
+    "mlp relu2": lambda: MLP(5, activation="relu2"),
     "delay": lambda: Delay(3, (5,)),
     "delay of nothing": lambda: Delay(0, (5,)),
     "delay of scalars": lambda: Delay(30),
@@ -103,6 +123,7 @@ MAMBA2: dict[str, Factory] = {
     "mamba2 norm first": lambda: Mamba2(6, d_state=5, headdim=4, norm_before_gate=True, norm_group_size=4),
     "mamba2 D per channel": lambda: Mamba2(6, d_state=5, headdim=4, d_has_hdim=True, bias=True),
     "mamba2 no norm": lambda: Mamba2(6, d_state=5, d_conv=2, headdim=4, rmsnorm=False, conv_bias=False),
+    "mamba2 D given": lambda: Mamba2(5, d_state=3, headdim=3, d_inner=18, ngroups=3, out_bias=True),
     "mamba2 K 1": lambda: Mamba2(6, d_state=5, d_conv=1, headdim=12),
 }
 
@@ -112,8 +133,56 @@ SWA: dict[str, Factory] = {
     "swa GQA": lambda: SlidingWindowAttention(12, 6, 7, num_kv_heads=2, head_dim=4, bias=True),
     "swa no positions": lambda: SlidingWindowAttention(9, 3, 4, rope_base=None),
     "swa partial rotary": lambda: SlidingWindowAttention(8, 1, 6, rotary_dim=4, rope_base=100.0),
+    "swa input wider": lambda: SlidingWindowAttention(6, 3, 5, head_dim=4, input_dim=12, scale=0.7),
+    "swa bias out only": lambda: SlidingWindowAttention(6, 3, 5, out_bias=True, rotary_dim=2),
     "swa W 1": lambda: SlidingWindowAttention(8, 2, 1),
     "swa W beyond T": lambda: SlidingWindowAttention(8, 2, 50),
+}
+
+CONV_ATTENTION: dict[str, Factory] = {
+    "conv attention": lambda: ConvAttention(
+        6, 4, 5, num_kv_heads=2, head_dim=6, d_conv=3, rotary_dim=4, hidden=7, bias=False
+    ),
+    "conv attention plain": lambda: ConvAttention(6, 3, 4, out_bias=False, scale=0.7),
+}
+
+MULTI_HEAD: dict[str, Factory] = {
+    "mamba heads": lambda: MultiHeadMamba(6, 3, d_state=5, dt_rank=2),
+    "mamba heads K 1": lambda: MultiHeadMamba(5, 2, d_state=3, d_conv=1, conv_bias=False, bias=True),
+}
+
+INNER_NORM: dict[str, Factory] = {
+    "mamba inner norm": lambda: Mamba(6, d_state=5, dt_rank=3, inner_norm=1e-3),
+    "mamba inner norm weightless": lambda: Mamba(
+        6, d_state=3, d_inner=10, dt_rank=2, inner_norm=1e-3, inner_weights=False
+    ),
+}
+
+EXPERTS: dict[str, Factory] = {
+    "moe": lambda: MixtureOfExperts(6, 5, 7, 3),
+    "moe renormalised": lambda: MixtureOfExperts(6, 5, 4, 2, renormalise=True, activation="gelu"),
+    "moe one of three": lambda: MixtureOfExperts(5, 4, 3, 1),
+    "moe all": lambda: MixtureOfExperts(5, 4, 2, 2),
+}
+
+SIGMOID_EXPERTS: dict[str, Factory] = {
+    "moe sigmoid": lambda: SigmoidMixture(6, 5, 7, 3, scale=1.7),
+    "moe sigmoid groups": lambda: SigmoidMixture(6, 5, 9, 3, groups=3, kept_groups=2, activation="gelu"),
+    "moe sigmoid latent": lambda: SigmoidMixture(
+        7, 5, 4, 2, normalise=False, gated=False, latent=3, bias=True, activation="relu2"
+    ),
+}
+
+GRIFFIN: dict[str, Factory] = {
+    "rg-lru": lambda: RGLRU(6, 3),
+    "rg-lru one block": lambda: RGLRU(5),
+    "recurrent block": lambda: RecurrentBlock(6, 10, 5),
+    "recurrent block K 1": lambda: RecurrentBlock(5, d_conv=1, activation="gelu"),
+}
+
+ADAPTED: dict[str, Factory] = {
+    "swa adapted": lambda: adapted(SlidingWindowAttention(6, 3, 5), ("q_proj", "v_proj"), 2),
+    "mlp adapted": lambda: adapted(GatedMLP(5, 9), ("fc1",), 2),
 }
 
 RECURRENT: dict[str, Factory] = {
@@ -131,6 +200,30 @@ def hybrid(**options: object) -> HybridStack:
         "swa": {"num_heads": 2, "window": 5},
     }
     return HybridStack(["mamba", "mamba2", "swa", "gru", "lstm"], 8, **sizes, **options)
+
+
+def attention_beside() -> Sequential:
+    """Reads 12 channels, gives 6."""
+    return Sequential(RMSNorm(12), SlidingWindowAttention(6, 3, 5, head_dim=4, input_dim=12), RMSNorm(6))
+
+
+def shared_attention() -> ConcatStack:
+    """One attention block at two depths, with a state for each."""
+    shared = attention_beside()
+    blocks = [
+        Block(RMSNorm(6), Mamba(6, d_state=3)),
+        ConcatBlock(Sequential(shared, Linear(6, 6)), RMSNorm(6), Mamba(6, d_state=3)),
+        ConcatBlock(Sequential(shared, Linear(6, 6)), RMSNorm(6), Mamba(6, d_state=3)),
+    ]
+    return ConcatStack(blocks, RMSNorm(6))
+
+
+def side_by_side() -> Block:
+    mixers = {
+        "mamba": Mamba2(8, d_state=3, headdim=4),
+        "attention": SlidingWindowAttention(8, 2, 5),
+    }
+    return Block(RMSNorm(8), Parallel(mixers), RMSNorm(8), Parallel({"a": GatedMLP(8), "b": MLP(8)}))
 
 
 def audio_model() -> Sequential:
@@ -157,13 +250,18 @@ CONTAINERS: dict[str, Factory] = {
     "heads": lambda: Sequential(
         GRU(3, 5), Heads({"event": Head(5, 2, "sigmoid"), "class": Residual(RMSNorm(5))})
     ),
+    "stack": lambda: Stack([Block(RMSNorm(6), Mamba(6, d_state=3))], RMSNorm(6)),
+    "parallel": side_by_side,
+    "concat": lambda: ConcatBlock(attention_beside(), RMSNorm(6), Mamba(6, d_state=3)),
+    "concat stack": shared_attention,
     "hybrid": lambda: hybrid(),
     "hybrid layer norm": lambda: hybrid(norm="layer", eps=1e-3, mlp={}),
     "audio model": audio_model,
     "token model": lambda: Sequential(Embedding(11, 8), hybrid(), Head(8, 11)),
 }
 
-LAYERS = SIMPLE | CONV | FRONT | MAMBA | MAMBA2 | SWA | RECURRENT
+MORE = CONV_ATTENTION | MULTI_HEAD | ADAPTED | INNER_NORM | EXPERTS | SIGMOID_EXPERTS | GRIFFIN
+LAYERS = SIMPLE | CONV | FRONT | MAMBA | MAMBA2 | SWA | RECURRENT | MORE
 GRID = LAYERS | CONTAINERS
 
 

@@ -101,7 +101,7 @@ def test_attention_equals_its_definition(name):
             ring,
             ring,
             np.zeros(len(x), np.int64),
-            layer.head_dim**-0.5,
+            layer.scale,
         )
         y = y.reshape(*x.shape[:2], -1) @ values["o_proj.weight"].T + values.get("o_proj.bias", 0.0)
         return y, {"key": key, "value": value, "position": position}

@@ -15,7 +15,7 @@ from streamssm.export.graph import trace
 TRACED = [
     *("delay", "conv stride 3", "conv groups and stride", "conv stride and dilation", "conv depthwise gelu"),
     *("log mel", "log mel no overlap", "mamba K 1", "mamba2 no norm", "swa no positions", "lstm 2 layers"),
-    *("residual with look-ahead", "heads"),
+    *("residual with look-ahead", "heads", "rg-lru", "recurrent block K 1", "conv attention", "moe"),
 ]
 LENGTHS = (0, 1, 0, 3, 1, 17)
 

@@ -363,6 +363,29 @@ def test_values_that_leave_a_stretch_in_the_middle(library: Library) -> None:
     assert np.allclose(total, np.cos(x) + x, atol=1e-6)
 
 
+def test_the_sum_of_two_products_belongs_to_one_of_them(library: Library) -> None:
+    K = 6
+    weights = {
+        name: np.random.default_rng(i).standard_normal((K, K), np.float32) for i, name in enumerate("VW")
+    }
+    model = onnx.load_from_string(one_block(helper.make_node("MatMul", ["x1", "W"], ["w"]), weights, K, K))
+    model.graph.node.append(helper.make_node("MatMul", ["x1", "V"], ["v"]))
+    model.graph.node.append(helper.make_node("Add", ["w", "v"], ["y"]))
+    rows = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", None, K]) for name in "wv"]
+    model.graph.value_info.extend(rows)
+    loans: list[Loan] = []
+
+    def lend(packed: np.ndarray) -> int:
+        loans.append(Loan(library, packed))
+        return loans[-1].number
+
+    fused = fusion.fuse(model.SerializeToString(), library.instructions, lend)
+    assert fused is not None
+    x = np.random.default_rng(0).standard_normal((1, 4, K)).astype(np.float32)
+    y = session_of(library, fused.model).run(["y"], {"x": x, "state": np.zeros((1, 1, K), np.float32)})[0]
+    assert np.allclose(y, x @ weights["V"] + x @ weights["W"], atol=1e-5)
+
+
 def test_switch(library: Library, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     says: Callable[[str], str] = lambda value: opened(files["sensor"], value).kernels  # noqa: E731
     assert says("on") == f"native ({library.instructions}, fused)"

@@ -95,7 +95,7 @@ class Ours(TokenPeer):
 
     def reset(self, size: int) -> None:
         if size not in self.streams:
-            self.streams[size] = self.model.stream(block=size)
+            self.streams[size] = self.model.stream(block=size, in_place=True)
         self.stream = self.streams[size]
         self.stream.reset()
 

@@ -1,0 +1,214 @@
+"""The operators' kernels against the float64 reference: outputs and next states, on one grid.
+
+Everything that must not be read is NaN, everything that must be written is NaN before.
+"""
+
+import itertools
+
+import pytest
+
+pytestmark = pytest.mark.gpu
+torch = pytest.importorskip("torch")
+
+from gpu_models import _f64, native, reference  # noqa: E402
+
+TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+CODES = {"float32": native.FLOAT32, "float16": native.FLOAT16, "bfloat16": native.BFLOAT16}
+# of an output, relative to the largest one: float32 arithmetic, then the rounding of the result
+TOLERANCE = {"float32": 3e-6, "float16": 6e-4, "bfloat16": 5e-3}
+STATE_TOLERANCE = 3e-6
+
+
+class Conv:
+    name, state_name = "causal_conv1d", "K"
+
+    def __init__(self, D, K, silu=True):
+        self.D, self.K, self.silu = D, K, silu
+        self.state_shape, self.x_shape = (K - 1, D), (D,)
+        self.weight, self.bias = noise(K, D), noise(D)
+
+    def data(self, B, T, kind):
+        return {"x": noise(B, T, self.D).to(kind)}
+
+    def call(self, rows, code, data, state, following, y):
+        return native.ConvCall(
+            *rows,
+            self.D,
+            self.K,
+            code,
+            self.silu,
+            at(data["x"]),
+            at(self.weight),
+            at(self.bias),
+            at(state),
+            at(following),
+            at(y),
+        )
+
+    def expected(self, data, state):
+        return reference.causal_conv1d(data["x"], _f64(self.weight), _f64(self.bias), state, self.silu)
+
+
+class Scan:
+    name = "selective_scan"
+
+    def __init__(self, D, N):
+        self.D, self.N = D, N
+        self.state_shape = (N, D)
+        self.A, self.skip, self.bias = -8 * torch.rand(N, D, device="cuda"), noise(D), noise(D)
+
+    def data(self, B, T, kind):
+        wide = {name: noise(B, T, self.D).to(kind) for name in ("x", "dt", "z")}
+        return {**wide, **{name: noise(B, T, self.N).to(kind) for name in ("B", "C")}}
+
+    def call(self, rows, code, data, state, following, y):
+        inputs = [at(data[name]) for name in ("x", "dt", "B", "C", "z")]
+        rest = [at(t) for t in (self.A, self.skip, self.bias, state, following, y)]
+        return native.ScanCall(*rows, self.D, self.N, code, 0, *inputs, *rest)
+
+    def expected(self, data, state):
+        d, parameters = data, [_f64(t) for t in (self.A, self.skip, self.bias)]
+        return reference.selective_scan(
+            d["x"], d["dt"], parameters[0], d["B"], d["C"], *parameters[1:], d["z"], state
+        )
+
+
+class Dual:
+    name = "state_space_dual"
+
+    def __init__(self, H, P, G, N):
+        self.H, self.P, self.G, self.N = H, P, G, N
+        self.state_shape = (H, N, P)
+        self.A, self.skip = -1 - 15 * torch.rand(H, device="cuda"), noise(H, P)
+
+    def data(self, B, T, kind):
+        groups = {name: noise(B, T, self.G, self.N).to(kind) for name in ("B", "C")}
+        dt = (0.1 * torch.rand(B, T, self.H, device="cuda")).to(kind)
+        return {"x": noise(B, T, self.H, self.P).to(kind), "dt": dt, **groups}
+
+    def call(self, rows, code, data, state, following, y):
+        inputs = [at(data[name]) for name in ("x", "dt", "B", "C")]
+        rest = [at(t) for t in (self.A, self.skip, state, following, y)]
+        return native.DualCall(*rows, self.H, self.P, self.G, self.N, code, 0, *inputs, *rest)
+
+    def expected(self, data, state):
+        d = data
+        return reference.state_space_dual(
+            d["x"], d["dt"], _f64(self.A), d["B"], d["C"], _f64(self.skip), state
+        )
+
+
+CASES = {
+    "conv-1": lambda: Conv(70, 1),
+    "conv-2": lambda: Conv(33, 2, silu=False),
+    "conv-4": lambda: Conv(1536, 4),
+    "conv-7": lambda: Conv(64, 7),
+    "scan-1": lambda: Scan(5, 1),
+    "scan-16": lambda: Scan(1536, 16),
+    "scan-16-odd": lambda: Scan(77, 16),
+    "scan-24": lambda: Scan(40, 24),
+    "scan-80": lambda: Scan(40, 80),
+    "dual-130m": lambda: Dual(24, 64, 1, 128),
+    "dual-small": lambda: Dual(4, 8, 2, 16),
+    "dual-odd": lambda: Dual(6, 7, 3, 37),
+    "dual-wide": lambda: Dual(2, 20, 1, 160),
+}
+LENGTHS = (0, 1, 2, 3, 16, 33, 130)
+
+
+def noise(*shape):
+    return torch.randn(*shape, device="cuda")
+
+
+def at(tensor):
+    return None if tensor is None else tensor.data_ptr()
+
+
+def run(library, op, kind, data, state, slots=None, lengths=None, in_place=True):
+    """y and the pool after a call; y is NaN before."""
+    B, T = next(iter(data.values())).shape[:2]
+    y = torch.full_like(data["x"], float("nan"))
+    following = state if in_place else torch.full_like(state, float("nan"))
+    call = op.call((B, T, at(slots), at(lengths)), CODES[kind], data, state, following, y)
+    library.operator(op.name, call, torch.cuda.current_stream().cuda_stream)
+    torch.cuda.synchronize()
+    return y, following
+
+
+def close(got, expected, tolerance):
+    got = _f64(got)
+    assert got.shape == expected.shape
+    if got.size:
+        error = abs(got - expected).max() / max(abs(expected).max(), 1e-30)
+        assert error < tolerance, error
+
+
+def int32(values):
+    return torch.tensor(values, dtype=torch.int32, device="cuda")
+
+
+@pytest.mark.parametrize("T", LENGTHS)
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("case", CASES)
+def test_output_and_state(library, case, kind, T):
+    op = CASES[case]()
+    data, state = op.data(3, T, TYPES[kind]), noise(3, *op.state_shape)
+    expected_y, expected_state = op.expected({k: _f64(v) for k, v in data.items()}, _f64(state))
+    for in_place in (False, True):
+        y, after = run(library, op, kind, data, state, in_place=in_place)
+        close(y, expected_y, TOLERANCE[kind])
+        close(after, expected_state, STATE_TOLERANCE)
+
+
+@pytest.mark.parametrize("T", [1, 5, 40, 100])
+@pytest.mark.parametrize("case", CASES)
+def test_slots_and_lengths(library, case, T):
+    """Rows find their slots; skipped rows and padding read nothing, write zeros; other slots stay."""
+    op = CASES[case]()
+    slots, lengths = [4, -1, 0, 2], [T, T, T // 2, 0]
+    data, pool = op.data(4, T, torch.float32), noise(6, *op.state_shape)
+    for tensor in data.values():
+        for row, length in enumerate(lengths):
+            tensor[row, 0 if slots[row] < 0 else length :] = float("nan")
+    pool[[1, 3, 5]] = float("nan")
+    before = pool.clone()
+    y, pool = run(library, op, "float32", data, pool, int32(slots), int32(lengths))
+    for row, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
+        length = 0 if slot < 0 else length
+        assert not y[row, length:].any()
+        if slot < 0:
+            continue
+        items = {k: _f64(v[row : row + 1, :length]) for k, v in data.items()}
+        expected_y, expected_state = op.expected(items, _f64(before[slot : slot + 1]))
+        close(y[row : row + 1, :length], expected_y, TOLERANCE["float32"])
+        close(pool[slot : slot + 1], expected_state, STATE_TOLERANCE)
+    untouched = [1, 3, 5]
+    assert torch.equal(pool[untouched].view(torch.int32), before[untouched].view(torch.int32))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("case", CASES)
+def test_splits_are_byte_equal(library, case, kind):
+    """Calls of two items or more: wherever a sequence is cut, the bits are the same."""
+    op = CASES[case]()
+    data, start = op.data(2, 100, TYPES[kind]), noise(2, *op.state_shape)
+    whole, whole_state = run(library, op, kind, data, start.clone())
+    for cuts in ([0, 2, 50, 100], [0, 31, 64, 98, 100]):
+        state, parts = start.clone(), []
+        for first, last in itertools.pairwise(cuts):
+            part = {k: v[:, first:last].contiguous() for k, v in data.items()}
+            parts.append(run(library, op, kind, part, state)[0])
+        assert torch.equal(torch.cat(parts, 1).view(torch.uint8), whole.view(torch.uint8))
+        assert torch.equal(state, whole_state)
+
+
+@pytest.mark.parametrize("T", [1, 20])
+@pytest.mark.parametrize("case", CASES)
+def test_a_row_does_not_see_the_others(library, case, T):
+    op = CASES[case]()
+    data, state = op.data(9, T, torch.float16), noise(9, *op.state_shape)
+    alone = {k: v[4:5].contiguous() for k, v in data.items()}
+    y, after = run(library, op, "float16", data, state.clone())
+    y_alone, after_alone = run(library, op, "float16", alone, state[4:5].clone())
+    assert torch.equal(y[4:5].view(torch.int16), y_alone.view(torch.int16))
+    assert torch.equal(after[4:5], after_alone)
