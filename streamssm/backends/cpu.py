@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from streamssm.backends import Array
-from streamssm.backends.requirements import check_version, version_of
+from streamssm.backends.requirements import check_version, maps_tensors, version_of
 from streamssm.backends.signature import Port, check_signature
 from streamssm.errors import BackendError, ModelFileError
 from streamssm.manifest import Manifest
@@ -154,7 +154,7 @@ class CpuBackend:
             self._loans.append(Loan(library, weights))
             return self._loans[-1].number
 
-        graph = graph_of(file)
+        graph = self._graph(file)
         fused = fuse_graph(graph, library.instructions, lend) if kernels.fused else None
         if fused is None:
             return self._start(file, self._content(graph), library), replace(kernels, fused=False)
@@ -166,8 +166,11 @@ class CpuBackend:
         is faster; not if the bodies were asked for."""
         lowered = None if kernels.switched_off else lower_file(file, self._runtime)
         if lowered is None:
-            return self._start(file, self._content(graph_of(file)), None), kernels
+            return self._start(file, self._content(self._graph(file)), None), kernels
         return self._start(file, lowered, None), replace(kernels, lowered=True)
+
+    def _graph(self, file: ModelFile) -> Graph:
+        return graph_of(file, maps_tensors(self._runtime.__version__))
 
     @staticmethod
     def _content(graph: Graph) -> bytes | None:

@@ -12,9 +12,12 @@ from streamssm.manifest import Manifest
 #: to ARM with 1.23: a version for both, so that a file which runs here runs there
 SINCE: Mapping[str, tuple[int, int]] = {"int8": (1, 23)}
 
+#: a model in memory refers to tensors in a file
+MAPS_SINCE = (1, 21)
+
 
 def check_version(path: Path, manifest: Manifest, version: str) -> None:
-    """Refuse a model whose weights this version of ONNX Runtime cannot multiply with.
+    """Refuse a model whose weights this version of ONNX Runtime cannot multiply with, or find.
 
     Raises:
         BackendError: it is too old; says which one is needed.
@@ -27,6 +30,17 @@ def check_version(path: Path, manifest: Manifest, version: str) -> None:
             f"{path} holds {dtype} weights, which need onnxruntime {least} or later; {version} is installed: "
             f'pip install "onnxruntime>={least}"'
         )
+    if manifest.external and not maps_tensors(version):
+        least = ".".join(map(str, MAPS_SINCE))
+        raise BackendError(
+            f"{path} keeps its weights in {manifest.external[0].name}, which needs onnxruntime {least} or "
+            f'later; {version} is installed: pip install "onnxruntime>={least}"'
+        )
+
+
+def maps_tensors(version: str) -> bool:
+    """Whether this version of ONNX Runtime finds tensors in a file for a model that is in memory."""
+    return version_of(version) >= MAPS_SINCE
 
 
 def version_of(text: str) -> tuple[int, ...]:

@@ -249,7 +249,7 @@ def _print(path: Path, manifest: Manifest) -> None:
             f"{error.name}: {error.max_abs:.2g} absolute, {error.max_rel:.2g} relative, {error.items} items"
         )
         click.echo(line, err=True)
-    size = binary_size(path.stat().st_size)
+    size = binary_size(path.stat().st_size + sum(side.size for side in manifest.external))
     click.echo(
         f"{manifest.name}: {size}, {manifest.parameters:,} parameters, sha256 {manifest.sha256}", err=True
     )

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from streamssm.external import ALIGNMENT, Placed, read_placed
+from streamssm.external import read_placed
+from streamssm.native.encoding import LARGE, encode_node, referred
 from streamssm.protobuf import (
     Buffer,
     Span,
@@ -45,9 +46,6 @@ Attribute = int | float | bytes | list[int] | Array
 #: element types of ONNX, by number
 DTYPES = {1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16}
 
-_IR_VERSION = 10
-#: tensors of so many bytes stay where they are
-_LARGE = 1 << 20
 
 #: fields of ModelProto, GraphProto, NodeProto and AttributeProto that hold what a rewrite changes
 _MODEL_OPSET, _MODEL_GRAPH = 8, 7
@@ -114,7 +112,8 @@ class Graph:
     @cached_property
     def large(self) -> bool:
         """Whether it has tensors that stay in a file when it is rewritten."""
-        return any(stop - start >= _LARGE for start, stop in self._initializers.values()) or bool(self._side)
+        large = any(stop - start >= LARGE for start, stop in self._initializers.values())
+        return (large and bool(self._name)) or bool(self._side)
 
     def _spans(self, number: int) -> Iterator[Span]:
         return ((start, stop) for at, _, start, stop in self._parts if at == number)
@@ -198,10 +197,10 @@ class Graph:
         used |= {port.name for port in self.inputs}
         body = bytearray()
         for node in nodes:
-            body += encode_message(_GRAPH_NODE, node.raw if node.raw is not None else _encode_node(node))
+            body += encode_message(_GRAPH_NODE, node.raw if node.raw is not None else encode_node(node))
         for name, span in self._initializers.items():
             if name in used:
-                body += encode_message(_GRAPH_INITIALIZER, _referred(self._data, span, name, self._name))
+                body += encode_message(_GRAPH_INITIALIZER, referred(self._data, span, name, self._name))
         for number, wire, start, stop in self._parts:
             if number not in (_GRAPH_NODE, _GRAPH_INITIALIZER):
                 body += copied(self._data, number, wire, start, stop)
@@ -225,13 +224,13 @@ class Graph:
         return alive[::-1]
 
 
-def graph_of(file: ModelFile) -> Graph:
-    """The graph of a model file; what it rewrites refers to the file."""
+def graph_of(file: ModelFile, mapped: bool) -> Graph:
+    """The graph of a model file; where ``mapped``, what it rewrites refers to the file."""
     path = Path(os.path.realpath(file.path))
     with path.open("rb") as content:
         # not closed by hand: it goes with the last array that looks into it
         data = mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ)
-    return Graph(data, {name: side.data for name, side in file.side.items()}, path.name)
+    return Graph(data, {name: side.data for name, side in file.side.items()}, path.name if mapped else "")
 
 
 # Decoding.
@@ -320,26 +319,6 @@ def _tensor(data: Buffer, span: Span, side: Mapping[str, Buffer] | None = None) 
     return flat.reshape(dims) if flat.size == math.prod(dims) else None
 
 
-def _referred(data: Buffer, span: Span, name: str, file: str) -> bytes:
-    """A TensorProto as it is, or, if it is large, aligned, and in a file of this name, one that
-    refers to the place of its values there."""
-    raw = last(data, span, 9)
-    size = raw[1] - raw[0]
-    placed = read_placed(data, span)
-    if placed is None and (not file or size < _LARGE or raw[0] % ALIGNMENT):
-        return bytes(data[slice(*span)])
-    where = Placed(name, file, raw[0], size) if placed is None else placed
-    body = bytearray()
-    for number, wire, start, stop in fields(data, *span):
-        if number in (1, 2):
-            body += copied(data, number, wire, start, stop)
-    entries = {"location": where.location, "offset": str(where.offset), "length": str(where.length)}
-    body += encode_message(8, name.encode())
-    for key, value in entries.items():
-        body += encode_message(13, encode_message(1, key.encode()) + encode_message(2, value.encode()))
-    return bytes(body + encode_number(14, 1))
-
-
 def _names_in(data: Buffer, span: Span) -> Iterator[str]:
     """Every name that a node of a graph, or of the graphs in it, reads."""
     for number, wire, start, stop in fields(data, *span):
@@ -385,53 +364,3 @@ _FOLDS: dict[str, Callable[..., Array | None]] = {
     "Exp": lambda _, value: np.exp(value),
     "Neg": lambda _, value: -value,
 }
-
-
-# Encoding.
-
-
-def _encode_node(node: Node) -> bytes:
-    strings = [*((1, name) for name in node.inputs), *((2, name) for name in node.outputs)]
-    strings += [(3, node.outputs[0]), (4, node.op), (7, node.domain)]
-    body = b"".join(encode_message(number, value.encode()) for number, value in strings)
-    return body + b"".join(encode_message(5, _encode_attribute(*pair)) for pair in node.attributes.items())
-
-
-def encode_model(
-    nodes: Iterable[Node],
-    inputs: Mapping[str, Sequence[int | None]],
-    outputs: Mapping[str, Sequence[int | None]],
-    opsets: Mapping[str, int],
-) -> bytes:
-    """A whole model of new nodes; inputs and outputs are float32, by name and shape."""
-    body = b"".join(encode_message(_GRAPH_NODE, _encode_node(node)) for node in nodes) + encode_message(
-        2, b"graph"
-    )
-    for number, ports in ((_GRAPH_INPUT, inputs), (_GRAPH_OUTPUT, outputs)):
-        for name, dims in ports.items():
-            shape = b"".join(
-                encode_message(1, b"" if size is None else encode_number(1, size)) for size in dims
-            )
-            tensor = encode_number(1, 1) + encode_message(2, shape)
-            body += encode_message(
-                number, encode_message(1, name.encode()) + encode_message(2, encode_message(1, tensor))
-            )
-    imports = (
-        encode_message(1, domain.encode()) + encode_number(2, version) for domain, version in opsets.items()
-    )
-    head = encode_number(1, _IR_VERSION) + b"".join(encode_message(_MODEL_OPSET, entry) for entry in imports)
-    return head + encode_message(_MODEL_GRAPH, body)
-
-
-def _encode_attribute(name: str, value: Attribute) -> bytes:
-    """Integers, floats, strings and lists of integers: what new nodes need."""
-    head = encode_message(1, name.encode())
-    if isinstance(value, int):
-        return head + encode_number(3, value) + encode_number(20, 2)
-    if isinstance(value, float):
-        return head + encode_varint(2 << 3 | 5) + struct.pack("<f", value) + encode_number(20, 1)
-    if isinstance(value, bytes):
-        return head + encode_message(4, value) + encode_number(20, 3)
-    if isinstance(value, list):
-        return head + b"".join(encode_number(8, item) for item in value) + encode_number(20, 7)
-    raise TypeError(f"attribute {name}: {type(value).__name__} cannot be written")

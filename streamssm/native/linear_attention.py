@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from streamssm.native.graph import Attribute, Graph, Node, encode_model, graph_of
+from streamssm.native.encoding import encode_model
+from streamssm.native.graph import Attribute, Graph, Node, graph_of
 from streamssm.native.patterns import Reader
 from streamssm.onnx_file import ModelFile
 from streamssm.protobuf import Buffer
@@ -41,10 +42,10 @@ def pays(P: int, N: int) -> bool:
 
 def lower_file(file: ModelFile, runtime: Any) -> bytes | None:
     """The model with every StateSpaceDual that gains replaced, or None if there is none or
-    ``runtime``, the onnxruntime module, has no such operator."""
+    ``runtime``, the onnxruntime module, has no such operator. Large tensors stay in the file."""
     if ("streamssm", "StateSpaceDual") not in file.op_counts or not available(runtime):
         return None
-    return lower_graph(graph_of(file))
+    return lower_graph(graph_of(file, mapped=True))  # who has the operator maps tensors too
 
 
 def lower(data: Buffer) -> bytes | None:

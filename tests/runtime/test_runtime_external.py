@@ -19,7 +19,7 @@ from toy_models import TOYS, Toy
 
 import streamssm
 from streamssm import onnx_file
-from streamssm.errors import IntegrityError, ManifestError, ModelFileError
+from streamssm.errors import BackendError, IntegrityError, ManifestError, ModelFileError
 from streamssm.manifest import ExternalFile
 from streamssm.onnx_file import read_model_file
 
@@ -379,3 +379,10 @@ def test_reading_needs_no_backend(tmp_path):
         "sys.exit(bool({'onnx', 'onnxruntime', 'torch'} & sys.modules.keys()))"
     )
     subprocess.run([sys.executable, "-c", code, os.fspath(written(tmp_path))], check=True)
+
+
+def test_a_runtime_that_would_not_find_the_weights_is_refused(tmp_path, monkeypatch):
+    path = written(tmp_path)
+    monkeypatch.setattr("onnxruntime.__version__", "1.20.1")
+    with pytest.raises(BackendError, match=r"needs onnxruntime 1.21 or later; 1.20.1 .*pip install"):
+        streamssm.load(path)

@@ -304,10 +304,14 @@ def test_memory_is_flat(opened, pushes):
         stream, x = model.stream(block), np.ones(chunk, np.float32)
         for _ in range(2000):
             stream.push(x)
-        gc.collect()
-        blocks, size = sys.getallocatedblocks(), resident()
-        for _ in range(pushes // 2):
-            stream.push(x)
-        gc.collect()
-        assert sys.getallocatedblocks() - blocks < 500
-        assert resident() - size < 1 << 20
+        # a leak grows each time; what else lives in this process may grow once
+        growths = []
+        for _ in range(3):
+            gc.collect()
+            blocks, size = sys.getallocatedblocks(), resident()
+            for _ in range(pushes // 6):
+                stream.push(x)
+            gc.collect()
+            assert sys.getallocatedblocks() - blocks < 500
+            growths.append(resident() - size)
+        assert min(growths) < 1 << 18
