@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,8 @@ class TextDecoder:
 
     def __init__(self, library: Any, context: Sequence[int] = ()):
         self._library = library
-        before = list(context[-_CONTEXT:])
+        shown = (token for token in reversed(context) if not self._is_skipped([token]))
+        before = list(itertools.islice(shown, _CONTEXT))[::-1]
         while before and self._decode(before).startswith(_HALF):  # it starts in the middle of a character
             del before[0]
         self._before = [before]  # in groups of whole characters
@@ -53,12 +55,17 @@ class TextDecoder:
 
     def _close(self, added: str) -> str:
         # bytes that are no character would spoil those that follow: some decoders judge them together
-        if not added.endswith(_HALF):
+        if not added.endswith(_HALF) and not self._is_skipped(self._open):
             self._before.append(self._open)
         while sum(map(len, self._before[1:])) >= _CONTEXT:
             del self._before[0]
         self._open = []
         return added
+
+    def _is_skipped(self, tokens: list[int]) -> bool:
+        """Special tokens alone: they have no part in the text, so they are no context either, or a
+        row of them would push out the word that decides on the next space."""
+        return not self._decode(tokens) and bool(self._library.decode(tokens, skip_special_tokens=False))
 
     def _decode(self, tokens: list[int]) -> str:
         return str(self._library.decode(tokens, skip_special_tokens=True))

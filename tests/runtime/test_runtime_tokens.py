@@ -161,6 +161,8 @@ def test_texts_of_the_tokens_are_the_text(name):
 @pytest.mark.parametrize("name", MADE)
 @settings(SHARED, max_examples=40)
 @given(TEXTS)
+@example("the👩\u200d👩\u200d👧thethe6;the")  # a row of unknown tokens between two words
+@example("the" + " 👩" * 20 + " the")
 def test_decoded_one_by_one_is_decoded_together(name, text):
     ours, whole = made(name)
     tokens = whole.encode(text).ids
