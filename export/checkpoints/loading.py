@@ -239,7 +239,8 @@ def _check(parameter: Tensor, own: str, sources: list[Source], weights: Weights)
             ) from error
         if made != tuple(parameter.shape):
             wanted = list(parameter.shape)
-            raise ExportError(f"tensor {first} has shape {shapes}, the config makes it {wanted} ({own})")
+            ours = "" if own == first else f" ({own})"
+            raise ExportError(f"tensor {first} has shape {shapes}, the config makes it {wanted}{ours}")
 
 
 def _unread(name: str, source: Source, weights: Weights) -> Tensor:

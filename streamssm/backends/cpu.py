@@ -238,14 +238,7 @@ class CpuLane:
         Raises:
             BackendError: the run failed; the state is as it was.
         """
-        side = self._side
-        self.torn = self._in_place
-        try:
-            self._calls[side]()
-        except Exception as error:
-            self.torn = False
-            raise self._failure(error) from error
-        self._side, self.torn = 1 - side, False
+        self._advance(self._calls[self._side])
 
     def step_rows(self, active: Array) -> None:
         """A step for some rows; the others, whose outputs mean nothing, keep their state.
@@ -285,15 +278,18 @@ class CpuLane:
         """
         x, y = self._inputs(items), self._outputs(items)
         x[...] = self.x[:, :items]
-        binding = self._bind(x, y, self._side)
+        self._advance(partial(self._session.run_with_iobinding, self._bind(x, y, self._side)))
+        return y
+
+    def _advance(self, call: Callable[[], object]) -> None:
+        """Make the call, which reads this side of the state and writes the other, and turn to that."""
         self.torn = self._in_place
         try:
-            self._session.run_with_iobinding(binding)
+            call()
         except Exception as error:
             self.torn = False
             raise self._failure(error) from error
         self._side, self.torn = 1 - self._side, False
-        return y
 
     def _bind(self, x: Array, y: tuple[Array, ...], side: int) -> Any:
         """A binding that reads the state from one side and writes it to the other."""
