@@ -10,7 +10,7 @@ RECORDING := examples/audio/speech.wav
 SECONDS ?= 60
 SEED ?= 1
 
-.PHONY: run test lint format bench fuzz arm64 clean
+.PHONY: run serve test lint format bench cuda fuzz arm64 clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,10 @@ $(VENV)/.development: $(BIN)/python pyproject.toml constraints.txt $(KERNELS)
 run: $(VENV)/.runtime  ## voice activity on a recorded voice, paced as if live
 	$(BIN)/streamssm run vad sim:$(RECORDING)
 
+serve: $(VENV)/.runtime  ## the built-in models and a page, at http://127.0.0.1:8765/
+	$(PIP) install -c constraints.txt -e '.[audio,serve]'
+	$(BIN)/streamssm serve
+
 test: $(VENV)/.development  ## every test
 	$(BIN)/python -m pytest -n auto
 
@@ -44,8 +48,14 @@ bench: $(VENV)/.development  ## the figures in the docs; builds the peers' envir
 	$(PIP) install -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/core.py
 	$(BIN)/python benchmarks/products.py
+	$(BIN)/python benchmarks/streams.py
+	$(BIN)/python benchmarks/kill.py
 	$(BIN)/python benchmarks/peers.py --setup
 	$(BIN)/python benchmarks/peers.py
+
+cuda:  ## the CUDA kernels with nvcc, for backend="cuda"; ARCHS="90" for one kind of GPU only
+	sh kernels/cuda/build.sh build/cuda
+	cp build/cuda/libstreamssm_cuda.so streamssm/native/
 
 fuzz:  ## the operators under sanitizers, on random shapes and attributes, for SECONDS from SEED on
 	cmake -S . -B build/fuzz -DSTREAMSSM_TESTING=ON -DSTREAMSSM_SANITIZE=address,undefined

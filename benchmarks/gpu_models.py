@@ -116,8 +116,11 @@ class Stack:
     def mixer(self, x, weights, state):
         raise NotImplementedError
 
-    def reference_step(self, x: np.ndarray, states: list[dict]) -> tuple[np.ndarray, list[dict]]:
-        """x [B, d_model] -> logits and the next states, in float64."""
+    def reference_step(
+        self, x: np.ndarray, states: list[dict], head: bool = True
+    ) -> tuple[np.ndarray, list[dict]]:
+        """x [B, d_model] -> logits (without ``head`` what they are made from) and the next states, in
+        float64."""
         if self._reference is None:
             named = [{self.names().get(k, k): _f64(v) for k, v in w.items()} for w in self.weights]
             self._reference = [self.for_reference(w) for w in named], _f64(self.embedding), _f64(self.norm)
@@ -127,7 +130,8 @@ class Stack:
             y, state = self.mixer(reference.rms_norm(x, weights["norm"], EPS), weights, state)
             x = x + y
             after.append(state)
-        return reference.rms_norm(x, norm, EPS) @ embedding.T, after
+        x = reference.rms_norm(x, norm, EPS)
+        return x @ embedding.T if head else x, after
 
     def names(self) -> dict[str, str]:
         projections = ("in_proj", "x_proj", "dt_proj", "out_proj")

@@ -4,6 +4,7 @@
     python benchmarks/peers.py                  everything, about 25 minutes on one core
     python benchmarks/peers.py --quick          the tiny models, about 3 minutes
     python benchmarks/peers.py --only 'mamba-130m/int*' --only vad --peers ours,llama
+    python benchmarks/peers.py --only vad --keep      again, beside what was measured before on this machine
 
 Sections: MODEL/PRECISION for each model and precision, and steps, vad, age. A peer that cannot be
 installed or cannot do a thing is listed with the reason. Exits 4 on a missed bar with --strict.
@@ -65,14 +66,24 @@ def make_files(bench: rounds.Bench, names: list[str], chosen: set[str]) -> None:
                 bench.say(f"{name}: {entry.title}: {str(failure)[:200]}")
 
 
-def run(bench: rounds.Bench, names: list[str], chosen: set[str]) -> dict[str, Any]:
+def kept(folder: Path) -> dict[str, Any]:
+    """The results in a folder, if they are of this machine."""
+    try:
+        results: dict[str, Any] = json.loads((folder / "peers.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return results if results.get("host") == host() else {}
+
+
+def run(bench: rounds.Bench, names: list[str], chosen: set[str], before: dict[str, Any]) -> dict[str, Any]:
     """All sections; one that breaks down is reported, and the others go on."""
-    results: dict[str, Any] = {
-        "sections": names,
+    done = set(before.get("sections", []))
+    results: dict[str, Any] = before | {
+        "sections": [name for name in sections(False, []) if name in done.union(names)],
         "host": host(),
         "date": datetime.date.today().isoformat(),
-        "groups": {},
-        "broken": {},
+        "groups": dict(before.get("groups", {})),
+        "broken": {name: why for name, why in before.get("broken", {}).items() if name not in names},
     }
     for name in names:
         bench.say(name)
@@ -121,6 +132,9 @@ def main() -> int:
     parser.add_argument("--setup", action="store_true", help="only make environments and model files")
     parser.add_argument("--quick", action="store_true", help="the tiny models, fewer rounds")
     parser.add_argument("--only", action="append", default=[], metavar="GLOB", help="sections to run")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the other sections of the results there are"
+    )
     parser.add_argument("--peers", metavar="NAMES", help=f"among {','.join(plan.PEERS)}; ours is always in")
     parser.add_argument("--strict", action="store_true", help="exit 4 if a bar is missed")
     parser.add_argument("--core", type=int, help="the core to measure (default: the last one allowed)")
@@ -148,10 +162,11 @@ def main() -> int:
     if arguments.setup:
         make_files(bench, names, chosen)
         return 0
-    results = run(bench, names, chosen)
+    folder = arguments.out or (CACHE / "quick" if arguments.quick else RESULTS)
+    results = run(bench, names, chosen, kept(folder) if arguments.keep else {})
     # a pipe has no width of its own
     show(results, Console() if sys.stdout.isatty() else Console(width=200))
-    write(results, arguments.out or (CACHE / "quick" if arguments.quick else RESULTS), console)
+    write(results, folder, console)
     missed = any(line["status"] == "MISS" for line in results["bars"])
     return 4 if missed and arguments.strict else 0
 

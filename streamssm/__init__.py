@@ -16,14 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streamssm import errors
+    from streamssm.client import connect
     from streamssm.model import Model, load
     from streamssm.stream import Stream
 
     __version__: str
 
-__all__ = ["Model", "Stream", "__version__", "errors", "load"]
+__all__ = ["Model", "Stream", "__version__", "connect", "errors", "load"]
 
-_HOMES = {"Model": "streamssm.model", "load": "streamssm.model", "Stream": "streamssm.stream"}
+_HOMES = {
+    "Model": "streamssm.model",
+    "load": "streamssm.model",
+    "Stream": "streamssm.stream",
+    "connect": "streamssm.client",
+}
 
 
 def __getattr__(name: str) -> Any:

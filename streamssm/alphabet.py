@@ -230,7 +230,7 @@ class _NucleotideEncoder:
     def _token(self, letter: str, place: int) -> int:
         token = self._tokens.get(letter.upper())
         if token is None:
-            remedy = "take out the header lines: grep -v '>'" if letter == ">" else "correct or mask it"
+            remedy = "FASTA is read with --input-format fasta" if letter == ">" else "correct or mask it"
             raise InputError(
                 f"byte {place} of the sequence is {letter!r}; this model reads {', '.join(self._tokens)}; "
                 f"{remedy}"

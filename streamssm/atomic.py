@@ -32,40 +32,42 @@ def target_of(path: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], temporary: str | None = None) -> Iterator[Path]:
     """Yield the path of an empty temporary file; it becomes ``path`` when the block ends.
 
     If the block raises, the temporary file is removed and ``path`` is as it was. The
-    temporary file keeps the suffix of ``path``, for writers that look at it.
+    temporary file keeps the suffix of ``path``, for writers that look at it. ``temporary`` makes a part of
+    its name the same each time: one writer at a time, and however often that is killed it leaves one file.
 
     Raises:
         OutputError: the folder is missing or not writable, the disk is full, or the path
             is a folder or a device.
     """
     target = target_of(path)
-    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(6)}{target.suffix}")
+    part, mode = (secrets.token_hex(6), os.O_EXCL) if temporary is None else (temporary, os.O_TRUNC)
+    made = target.with_name(f".{target.stem}.{part}{target.suffix}")
     try:
         # os.open, unlike tempfile, gives the file the permissions the umask asks for
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        yield temporary
-        _flush(temporary, os.O_RDWR)
-        os.replace(temporary, target)
+        os.close(os.open(made, os.O_WRONLY | os.O_CREAT | mode, 0o666))
+        yield made
+        _flush(made, os.O_RDWR)
+        os.replace(made, target)
         _flush_folder(target.parent)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
-            temporary.unlink()
+            made.unlink()
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write ``data`` to ``path`` as a whole or not at all.
+def write_bytes(path: str | os.PathLike[str], data: bytes, temporary: str | None = None) -> None:
+    """Write ``data`` to ``path`` as a whole or not at all; ``temporary`` as in :func:`replacing`.
 
     Raises:
         OutputError: the folder is missing or not writable, or the disk is full.
     """
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
+    with replacing(path, temporary) as made:
+        made.write_bytes(data)
 
 
 def move_into_place(files: Sequence[tuple[Path, Path]]) -> None:

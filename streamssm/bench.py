@@ -1,4 +1,4 @@
-"""Measures what a push costs beside the bare run of the backend that it wraps."""
+"""Measures what a push costs beside the bare run of the backend, and many streams beside each other."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from streamssm.draw import draw_input
 from streamssm.errors import UsageError
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 BLOCKS = 2000
 _WARM_UP = 20
 _DIFFERENT = 64  # distinct blocks of input, used in turn
+_TURN, _SECONDS = 6, 1.0  # of many streams: rounds of one way before the next, all of them
+
+Array = npt.NDArray[Any]
 
 
 def measure(
@@ -66,6 +70,112 @@ def measure(
         "real_time_factor": None if rate is None else push * rate / size,
         "state_bytes": manifest.state_bytes,
     }
+
+
+def measure_streams(
+    model: Model, streams: int, items: int | None = None, block: int | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """``streams`` streams that are given the model's block of items in turn: each a :class:`Stream`
+    that runs it at once, and together in a :class:`Pool` whose block is ``block`` items, by default four
+    times as many. ``items`` are for each stream; by default, what takes about a second.
+
+    The ways take turns. ``us`` is CPU time for a stream and a hop, the model's block; ``ratio`` is one
+    by one to pool; ``rows`` is the pool fed by :meth:`Pool.push_rows`. ``streams_per_core`` is how many
+    streams the pool would keep up with in real time; ``p99_ms`` is from a block's last items to its
+    results, for all streams; ``missed`` is the part of blocks that took longer than they last.
+
+    Raises:
+        UsageError: ``items`` are fewer than one block, or ``block`` is no multiple of the model's.
+    """
+    hop, rate = model.manifest.block, model.manifest.input.rate
+    size = 4 * hop if block is None else block
+    if size % hop:
+        raise UsageError(f"a block of {size} items cannot be fed by hops of {hop}; give a multiple")
+    rounds = None if items is None else items // size
+    if rounds == 0:
+        raise UsageError(f"{items} items are less than one block of {size}; give more, or a smaller --block")
+    rng = np.random.default_rng(seed)
+    chunks = np.stack([draw_input(model.manifest, size, rng) for _ in range(streams)])
+    hops = [chunks[:, at : at + hop].copy() for at in range(0, size, hop)]
+    ways = {"one_by_one": _one_by_one(model, hops), "pool": _pooled(model, hops), "rows": _rows(model, hops)}
+    spent, late = _take_turns(ways, rounds)
+    us = {name: statistics.median(times) / (streams * len(hops)) * 1e6 for name, times in spent.items()}
+    lasts = None if rate is None else size / rate
+    return {
+        "streams": streams,
+        "hop": hop,
+        "block": size,
+        "us": {name: round(value, 3) for name, value in us.items()},
+        "ratio": round(us["one_by_one"] / us["pool"], 2),
+        "ratio_rows": round(us["one_by_one"] / us["rows"], 2),
+        "streams_per_core": None if rate is None else int(hop / rate / us["pool"] * 1e6),
+        "p99_ms": round(float(np.quantile([end for end, _ in late], 0.99)) * 1e3, 3),
+        "missed": None if lasts is None else sum(whole > lasts for _, whole in late) / len(late),
+    }
+
+
+#: feeds all streams a block, hop by hop; returns the seconds since it was given the last hop
+Way = Callable[[], float]
+
+
+def _one_by_one(model: Model, hops: list[Array]) -> Way:
+    opened = [model.stream() for _ in hops[0]]
+
+    def feed() -> float:
+        for hop in hops:
+            began = time.perf_counter()
+            for stream, chunk in zip(opened, hop, strict=True):
+                stream.push(chunk)
+        return time.perf_counter() - began
+
+    return feed
+
+
+def _pooled(model: Model, hops: list[Array], together: bool = False) -> Way:
+    pool = model.pool(len(hops[0]), hops[0].shape[1] * len(hops))
+    keys = range(len(hops[0]))
+    for key in keys:
+        pool.open(key)
+
+    def feed() -> float:
+        for hop in hops:
+            began = time.perf_counter()
+            if together:
+                pool.push_rows(keys, hop)
+            else:
+                for key, chunk in zip(keys, hop, strict=True):
+                    pool.push(key, chunk)
+        pool.step()
+        return time.perf_counter() - began
+
+    return feed
+
+
+def _rows(model: Model, hops: list[Array]) -> Way:
+    return _pooled(model, hops, together=True)
+
+
+def _take_turns(
+    ways: dict[str, Way], rounds: int | None
+) -> tuple[dict[str, list[float]], list[tuple[float, float]]]:
+    """CPU seconds of each way's rounds; of the pool's, wall clock since the last hop and of all.
+
+    Turns last a few rounds, after one that brings a way's own data into the caches.
+    """
+    spent: dict[str, list[float]] = {name: [] for name in ways}
+    late = []
+    began = time.perf_counter()
+    while len(spent["pool"]) < (rounds or _TURN) or (
+        rounds is None and time.perf_counter() - began < _SECONDS
+    ):
+        for name, feed in ways.items():
+            feed()
+            for _ in range(_TURN if rounds is None else min(_TURN, rounds - len(spent[name]))):
+                wall, cpu = time.perf_counter(), time.thread_time()
+                end = feed()
+                spent[name].append(time.thread_time() - cpu)
+                late += [(end, time.perf_counter() - wall)] if name == "pool" else []
+    return spent, late
 
 
 def _time(call: Callable[..., object], *arguments: object) -> float:

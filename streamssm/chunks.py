@@ -3,6 +3,7 @@ nothing is cast silently: a wrong scale or a rounded sample would only show in t
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -58,6 +59,20 @@ class ChunkRule:
             # seen as unsigned, a negative number is a large one: one comparison does both ends
             return np.less_equal, (values.view(np.uint64), np.uint64(self._last))
         return np.isfinite, (values,)
+
+    def plain(self, chunk: object) -> bool:
+        """Whether nothing is to be said about ``chunk [T, *shape]``, which may then go in as it is: a
+        cheap test that passes the usual chunk; others are for :meth:`accept`. Not with a batch."""
+        shape = self.spec.shape
+        if type(chunk) is not np.ndarray or chunk.dtype is not self.dtype or chunk.shape[1:] != shape:
+            return False
+        if chunk.ndim != len(shape) + 1 or self._last is not None:
+            return False
+        if self._anything:
+            return True
+        flat = chunk if chunk.ndim == 1 else chunk.reshape(-1)
+        # finite only if every item is, and at half the cost of a test of each
+        return math.isfinite(flat.dot(flat))
 
     def accept(self, chunk: object) -> Array:
         """The chunk as ``[batch, T, *shape]`` in the model's dtype.

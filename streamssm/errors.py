@@ -43,6 +43,10 @@ class SourceError(StreamSSMError):
     """A source cannot be opened or read."""
 
 
+class ServerError(StreamSSMError):
+    """A server cannot be started or reached, or it refused or ended the stream."""
+
+
 class OutputError(StreamSSMError):
     """A file cannot be written."""
 

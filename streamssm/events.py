@@ -77,6 +77,10 @@ class EventDetector:
         self._active, self._run = False, 0
         return [event]
 
+    def pass_over(self, items: int) -> None:
+        """Count items that are missing: an open event goes on, a change that was not sure yet begins anew."""
+        self._index, self._run = self._index + items, 0
+
     def reset(self) -> None:
         """Forget everything; the next item is number 0."""
         self._index, self._active, self._run = 0, False, 0

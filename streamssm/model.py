@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,13 @@ from streamssm.onnx_file import ModelFile, read_model_file
 from streamssm.stream import Result, Stream
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from streamssm.aio import AsyncPool, AsyncStream
+    from streamssm.live.queue import Queue
     from streamssm.pool import Pool
+    from streamssm.running import Run
+    from streamssm.sources import Source
 
 Array = npt.NDArray[Any]
 
@@ -29,8 +36,8 @@ def load(name_or_path: str | os.PathLike[str], backend: str = "auto") -> Model:
     """Open a model.
 
     ``name_or_path`` is the name of a built-in model (a string without a suffix and without
-    a folder, such as ``"vad"``) or the path of an ``.onnx`` file. ``backend`` is ``"auto"``
-    or ``"cpu"``.
+    a folder, such as ``"vad"``) or the path of an ``.onnx`` file. ``backend`` is ``"cpu"``, ``"cuda"``
+    or ``"auto"``: a GPU for a large model where one can be used, else the processor.
 
     Raises:
         UsageError: there is no such backend.
@@ -194,6 +201,45 @@ class Model:
             raise UsageError(f"gather = {gather} must be seconds from 0 on, such as 0.005")
         return Pool(self, slots, size, gather=gather, limit=most, allow_nonfinite=bool(allow_nonfinite))
 
+    def async_pool(
+        self,
+        slots: int,
+        block: int | None = None,
+        *,
+        gather: float = 0.0,
+        limit: int | None = None,
+        allow_nonfinite: bool = False,
+        on_step: Callable[[int, float], None] | None = None,
+    ) -> AsyncPool:
+        """The same for asyncio: ``async with model.async_pool(64) as pool``; see :mod:`streamssm.aio`.
+
+        ``on_step`` is called in the event loop after every step, with the number of streams that were run
+        and the seconds that it took.
+
+        Raises:
+            UsageError: as of :meth:`pool`.
+        """
+        from streamssm.aio import AsyncPool
+        from streamssm.chunks import ChunkRule
+
+        pool = self.pool(slots, block, gather=gather, limit=limit, allow_nonfinite=allow_nonfinite)
+        rule = ChunkRule(self.manifest.input, None, bool(allow_nonfinite))
+        return AsyncPool(pool, rule, 64 * pool.block if limit is None else limit, on_step)
+
+    @asynccontextmanager
+    async def async_stream(
+        self, block: int | None = None, *, snapshot: bytes | None = None, allow_nonfinite: bool = False
+    ) -> AsyncIterator[AsyncStream]:
+        """One stream for asyncio, at item 0 or where a snapshot left off: ``async with
+        model.async_stream() as stream``.
+
+        Raises:
+            UsageError: ``block`` is out of range.
+            SnapshotError: the snapshot is not one of a single stream of this model that goes on.
+        """
+        async with self.async_pool(1, block, allow_nonfinite=allow_nonfinite) as pool:
+            yield await pool.open("stream", snapshot)
+
     def scan(self, x: Array, block: int | None = None, allow_nonfinite: bool = False) -> Result:
         """Run whole sequences, ``[T, *item_shape]`` or ``[batch, T, *item_shape]``.
 
@@ -213,6 +259,41 @@ class Model:
         if isinstance(body, dict) and isinstance(tail, dict):
             return {name: np.concatenate([body[name], tail[name]], axis) for name in body}
         return np.concatenate([body, tail], axis)
+
+    def run(
+        self,
+        source: str | os.PathLike[str] | Source,
+        *,
+        emit: str | None = None,
+        decide: float | None = None,
+        chunk: int | None = None,
+        block: int | None = None,
+        on_gap: str = "fill",
+        queue: Queue | None = None,
+        allow_nonfinite: bool = False,
+        **reading: Any,
+    ) -> Run:
+        """Run a source as ``streamssm run`` does: an iterator over the rows, as plain dicts.
+
+        ``source`` is a URI as on the command line ("meeting.wav", "mic", "mqtt://host/topic") or an open
+        :class:`~streamssm.sources.base.Source`. ``emit`` is "events", "items", "tokens" or "audio";
+        ``decide`` gives one row a record, as soon as a class reaches that probability. ``chunk`` is how
+        many items are read at most at a time. Where a source is known to have lost items, ``on_gap`` "fill"
+        puts silence or the last row in their place. ``queue`` bounds what waits of a live source.
+        ``reading`` are fields of :class:`~streamssm.sources.base.Request`: format, rate, channels, channel,
+        names and so on.
+
+        Raises:
+            UsageError: an argument is out of range, or they contradict each other.
+            SourceError: the source cannot be opened, or does not fit the model; while the rows are read,
+                that it is damaged, after all rows before.
+        """
+        from streamssm.live.queue import Queue
+        from streamssm.running.script import request_of, start
+
+        stream = self.stream(block, allow_nonfinite=allow_nonfinite, in_place=True)
+        request = request_of(self.manifest, queue or Queue(), reading)
+        return start(self, source, stream, request, emit=emit, decide=decide, chunk=chunk, on_gap=on_gap)
 
     def golden(self) -> tuple[Array, dict[str, Array]] | None:
         """The sample that the exporter stored: ``x [T, *item_shape]`` and, for each output,

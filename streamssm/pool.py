@@ -1,28 +1,28 @@
 """Many streams of one model in fixed slots, stepped as one batch.
 
-A backend call on 64 rows costs far less than 64 calls on one. Streams come and go and are fed at
-different rates, so a step runs the rows that have a whole block and leaves the others as they are:
-they are computed on whatever lies in their buffers, and their state is put back.
-
-At one number of slots and one block a stream gives the same bytes whatever the other streams do.
+A backend call on many rows costs far less than as many calls on one. Streams come and go and are
+fed at different rates; a step takes those that have a whole block, and no others (see
+:mod:`streamssm.backends.slots`). What a stream returns does not depend on who else is in the pool:
+at one number of slots and one block it is the same to the byte.
 """
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import threading
 import time
-from collections import deque
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from streamssm.backends import Call
 from streamssm.chunks import ChunkRule
-from streamssm.errors import PoolFullError, QueueFullError, StreamEndedError, UsageError
-from streamssm.frames import FrameRule, frame_rules
+from streamssm.errors import BackendError, PoolFullError, UsageError
+from streamssm.frames import frame_rules
+from streamssm.slot import Slot, put_rows
 from streamssm.stream import Result, StreamState
 
 if TYPE_CHECKING:
@@ -31,45 +31,14 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Key = Hashable
 
-
-@dataclass(eq=False)
-class _Slot:
-    """One stream: its row, and the items it has been given but not yet run."""
-
-    row: int
-    waiting: deque[Array] = field(default_factory=deque)  # [T, *item_shape] each
-    items: int = 0  # in `waiting`, padding included
-    position: int = 0  # items accepted
-    done: int = 0  # items run, padding included
-    ending: bool = False
-    paused: bool = False
-    since: float = 0.0  # when its block became whole
-
-    def copy_to(self, target: Array) -> None:
-        """Copy the first ``len(target)`` waiting items, which stay until they are run."""
-        at = 0
-        for chunk in self.waiting:
-            part = chunk[: len(target) - at]
-            target[at : at + len(part)] = part
-            at += len(part)
-            if at == len(target):
-                return
-
-    def drop(self, count: int) -> None:
-        """Take the first ``count`` waiting items off the queue: they have been run."""
-        self.items, self.done = self.items - count, self.done + count
-        while count:
-            chunk = self.waiting.popleft()
-            if len(chunk) > count:
-                self.waiting.appendleft(chunk[count:])
-            count -= min(count, len(chunk))
+_SMALL = 1 << 14  # bytes of an output, all rows of a call
 
 
 class Pool:
     """Streams of one model by key, made by :meth:`Model.pool`.
 
-    :meth:`push`, :meth:`ready` and :meth:`wait` may be called from any thread at any time; the
-    other methods, which touch the state, wait for a running :meth:`step` to finish.
+    :meth:`push`, :meth:`push_rows`, :meth:`ready` and :meth:`wait` may be called from any thread at
+    any time; the other methods, which touch the state, wait for a running :meth:`step` to finish.
     """
 
     def __init__(
@@ -77,21 +46,29 @@ class Pool:
     ) -> None:
         """Use :meth:`Model.pool`, which checks the arguments."""
         self._model, self._block, self._gather, self._limit = model, block, gather, limit
-        self._rule = ChunkRule(model.manifest.input, None, allow_nonfinite)
+        spec = model.manifest.input
+        self._allow = allow_nonfinite
+        self._rule = ChunkRule(spec, None, allow_nonfinite)
         self._frames = frame_rules(model.manifest)
-        self._lane = model.backend.lane(block, slots)
-        self._slots: dict[Key, _Slot] = {}
-        self._free = list(range(slots))[::-1]
-        self._stepping = threading.RLock()  # the lane and its state
-        self._changed = threading.Condition()  # the slots and what waits in them
+        self._states = model.backend.slots(block, slots)
+        # room for a block and what comes while it is run
+        self._stage = np.zeros((slots, 2 * block, *spec.shape), self._rule.dtype)
+        self._slots: dict[Key, Slot] = {}
+        self._free = list(range(slots))  # a heap
+        self._ready: dict[Key, Slot] = {}  # those that a step would run, in the order they became so
+        self._behind = False  # whether a stream that was just run has another block already
+        self._paused: set[Key] = set()
+        self._stepping = threading.RLock()  # the states
+        self._lock = threading.RLock()  # the slots and what waits in them
+        self._changed = threading.Condition(self._lock)
 
     def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._stepping, self._changed:
-            self._free += [slot.row for slot in self._slots.values()]
-            self._slots.clear()
+        with self._stepping, self._lock:
+            for key in list(self._slots):
+                self._forget(key)
 
     def __contains__(self, key: Key) -> bool:
         return key in self._slots
@@ -110,7 +87,7 @@ class Pool:
     @property
     def slots(self) -> int:
         """Streams that can be open at a time."""
-        return len(self._slots) + len(self._free)
+        return len(self._stage)
 
     @property
     def block(self) -> int:
@@ -137,17 +114,16 @@ class Pool:
             SnapshotError: the snapshot is not one of a single stream of this model.
         """
         state = None if snapshot is None else self._decode(snapshot)
-        with self._stepping, self._changed:
+        with self._stepping, self._lock:
             if key in self._slots:
                 raise UsageError(f"there is already a stream {key!r}; close it first")
             if not self._free:
                 raise PoolFullError(
                     f"all {self.slots} slots are taken; close a stream, or open a larger pool"
                 )
-            slot = _Slot(self._free.pop())
+            row = heapq.heappop(self._free)  # few lanes, well filled
+            slot = self._slots[key] = Slot(key, row, self._stage[row])
             self._fill(slot, state)
-            self._slots[key] = slot
-            self._note(slot)
 
     def close(self, key: Key) -> None:
         """Forget a stream at once, and free its slot; :meth:`flush` ends one properly.
@@ -155,9 +131,10 @@ class Pool:
         Raises:
             UsageError: there is no stream of this key.
         """
-        with self._stepping, self._changed:
-            self._free.append(self._slot(key).row)
-            del self._slots[key]
+        with self._stepping, self._lock:
+            self._slot(key)
+            self._forget(key)
+            self._notify()
 
     def reset(self, key: Key) -> None:
         """Make a stream as new, at item 0; what waits is dropped.
@@ -165,7 +142,7 @@ class Pool:
         Raises:
             UsageError: there is no stream of this key.
         """
-        with self._stepping, self._changed:
+        with self._stepping, self._lock:
             self._fill(self._slot(key), None)
 
     def snapshot(self, key: Key, extra: dict[str, str] | None = None) -> bytes:
@@ -178,16 +155,12 @@ class Pool:
         """
         from streamssm.snapshot import Snapshot, encode
 
-        with self._stepping, self._changed:
+        with self._stepping, self._lock:
             slot = self._slot(key)
-            self._require_open(key, slot)
-            states = tuple(state[slot.row : slot.row + 1].copy() for state in self._lane.state)
-            spec = self._model.manifest.input
-            none = np.empty((0, *spec.shape), spec.dtype)
-            pending = np.concatenate([none, *slot.waiting])[None]
-            state = StreamState(states, pending, slot.position, ended=False)
-        allow = self._rule.allow_nonfinite
-        return encode(self._model, Snapshot(state, self._block, None, allow, dict(extra or {})))
+            slot.require_open()
+            slot.require_whole()
+            state = StreamState(self._states.read(slot.row), slot.waiting()[None], slot.position, ended=False)
+        return encode(self._model, Snapshot(state, self._block, None, self._allow, dict(extra or {})))
 
     def pause(self, key: Key) -> None:
         """Leave a stream out of steps until :meth:`resume`; it may still be pushed.
@@ -195,8 +168,11 @@ class Pool:
         Raises:
             UsageError: there is no stream of this key.
         """
-        with self._changed:
-            self._slot(key).paused = True
+        with self._lock:
+            self._slot(key)
+            self._paused.add(key)
+            self._ready.pop(key, None)
+            self._notify()
 
     def resume(self, key: Key) -> None:
         """End a pause.
@@ -204,9 +180,9 @@ class Pool:
         Raises:
             UsageError: there is no stream of this key.
         """
-        with self._changed:
+        with self._lock:
             slot = self._slot(key)
-            slot.paused = False
+            self._paused.discard(key)
             self._note(slot)
 
     # Items in, results out.
@@ -220,21 +196,36 @@ class Pool:
             UsageError: there is no stream of this key.
             StreamEndedError: it is being flushed.
         """
-        items = self._rule.accept(chunk)[0].copy()
-        with self._changed:
-            slot = self._slot(key)
-            self._require_open(key, slot)
-            if slot.items + len(items) > self._limit:
-                raise QueueFullError(
-                    f"stream {key!r} has {slot.items} items waiting and was given {len(items)}, its limit is "
-                    f"{self._limit}; step the pool, drop items, or raise limit"
-                )
-            before = slot.items >= self._block
-            slot.waiting.append(items)
-            slot.items += len(items)
-            slot.position += len(items)
-            if not before:
+        items = chunk if self._rule.plain(chunk) else self._rule.accept(chunk)[0]
+        with self._lock:
+            slot = self._slots.get(key) or self._slot(key)
+            if slot.ending or slot.items + len(items) > self._limit:
+                slot.require_room(len(items), self._limit)
+            slot.put(items)
+            if slot.items >= self._block:
                 self._note(slot)
+
+    def push_rows(self, keys: Sequence[Key], chunks: Array) -> None:
+        """Give each of these streams one row of ``chunks [n, T, *item_shape]``: :meth:`push` for
+        what arrives together, such as the channels of one device, at a fraction of its cost.
+
+        Raises:
+            InputError: the chunks do not fit the model; nothing was taken.
+            QueueFullError: too many items wait in one of the streams; nothing was taken.
+            UsageError: there is no stream of one of the keys, or one comes twice.
+            StreamEndedError: one of them is being flushed; nothing was taken.
+        """
+        rows = ChunkRule(self._model.manifest.input, len(keys), self._allow).accept(chunks)
+        with self._lock:
+            slots = [self._slot(key) for key in keys]
+            if len(set(keys)) < len(slots):
+                raise UsageError("a key comes twice; give each stream one chunk")
+            for slot in slots:
+                slot.require_room(rows.shape[1], self._limit)
+            put_rows(slots, self._stage, rows)
+            for slot in slots:
+                if slot.items >= self._block:
+                    self._note(slot)
 
     def flush(self, key: Key) -> None:
         """End a stream: later steps run what waits, release the look-ahead and close it. The last
@@ -243,38 +234,36 @@ class Pool:
         Raises:
             UsageError: there is no stream of this key.
         """
-        with self._stepping, self._changed:
+        with self._stepping, self._lock:
             slot = self._slot(key)
             if slot.ending:
                 return
-            manifest = self._model.manifest
+            manifest, position = self._model.manifest, slot.position
             hop, pending = manifest.input.hop, slot.items
-            tail = -(-(pending + manifest.lookahead) // hop) * hop if slot.position else 0
-            slot.waiting.append(np.zeros((tail - pending, *manifest.input.shape), self._rule.dtype))
-            slot.items, slot.ending = tail, True
+            tail = -(-(pending + manifest.lookahead) // hop) * hop if position else 0
+            slot.put(np.zeros((tail - pending, *manifest.input.shape), self._rule.dtype))
+            slot.position, slot.ending = position, True  # padding does not count
             self._note(slot)
 
     def ready(self) -> int:
         """Streams that the next step would run."""
-        with self._changed:
-            return sum(self._runs(slot) for slot in self._slots.values())
+        return len(self._ready)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until a step is worth its while: every open stream is ready, or one has been for
-        ``gather`` seconds. False if nothing is ready after ``timeout`` seconds.
+        """Wait until a step is worth its while: every open stream is ready, one has been for ``gather``
+        seconds, or one is more than a block behind. False if nothing is ready after ``timeout`` seconds.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             while True:
                 now = time.monotonic()
-                ready = [slot for slot in self._slots.values() if self._runs(slot)]
-                active = sum(not slot.paused for slot in self._slots.values())
-                due = min((slot.since + self._gather for slot in ready), default=None)
-                if due is not None and (len(ready) == active or due <= now):
+                first = next(iter(self._ready.values()), None)
+                due = None if first is None else first.since + self._gather
+                if due is not None and (self._behind or self._all_ready() or due <= now):
                     return True
-                ends = [at for at in (due, deadline) if at is not None]
                 if deadline is not None and deadline <= now:
-                    return bool(ready)
+                    return bool(self._ready)
+                ends = [at for at in (due, deadline) if at is not None]
                 self._changed.wait(min(ends) - now if ends else None)
 
     def step(self) -> list[tuple[Key, Result]]:
@@ -283,69 +272,77 @@ class Pool:
         Streams that are being flushed run their last items too. Does not wait; see :meth:`wait`.
 
         Raises:
-            BackendError: the run failed; every stream is as it was.
+            BackendError: the run failed; every stream is as it was. If only a later part of the
+                streams fails, the results of the others are returned, and the next step fails.
+            StreamTornError: an interrupt (KeyboardInterrupt) had cut a stream's step short; reset it.
         """
+        results: list[tuple[Key, Result]] = []
         with self._stepping:
-            with self._changed:
-                running = [entry for entry in self._slots.items() if self._runs(entry[1])]
-            whole = [entry for entry in running if entry[1].items >= self._block]
-            last = [entry for entry in running if entry[1].items < self._block]
-            return (self._run_whole(whole) if whole else []) + self._run_last(last)
+            with self._lock:
+                self._behind = False
+                ready = {slot.row: slot for slot in self._ready.values()}
+                others = [slot.row for key, slot in self._slots.items() if key not in self._ready]
+            try:
+                for items, call in self._calls(ready, others):
+                    results += self._run(call, items, [ready[row] for row in call.slots])
+            except BackendError:
+                if not results:
+                    raise
+        return results
 
-    def _run_whole(self, ran: list[tuple[Key, _Slot]]) -> list[tuple[Key, Result]]:
-        """One block of these streams."""
-        active = np.zeros(len(self._lane.x), np.bool_)
-        with self._changed:
-            for _, slot in ran:
-                slot.copy_to(self._lane.x[slot.row])
-                active[slot.row] = True
+    def _calls(self, ready: dict[int, Slot], others: list[int]) -> Iterator[tuple[int, Call]]:
+        """What is to be run, and how many items of each stream: a block, or what is left at the end."""
+        whole = [row for row, slot in ready.items() if slot.items >= self._block]
+        last = sorted((slot.items, row) for row, slot in ready.items() if slot.items < self._block)
+        yield from (
+            (self._block, call) for call in self._states.calls(whole, [*others, *(r for _, r in last)])
+        )
+        for items, group in itertools.groupby(last, key=lambda entry: entry[0]):
+            yield from ((items, call) for call in self._states.last_calls([row for _, row in group], items))
+
+    def _run(self, call: Call, items: int, slots: list[Slot]) -> list[tuple[Key, Result]]:
+        for slot in slots:
+            slot.require_whole()
+        with self._lock:
+            for row, slot in zip(call.rows, slots, strict=True):
+                call.x[row, :items] = slot.stage[:items]
         try:
-            self._lane.step_rows(active)
-        except BaseException:
-            self._lane.x[active] = 0  # or what the graph cannot run would be in the way of every stream
+            outputs = call.run()
+            with self._lock:
+                results = self._results(call.rows, slots, outputs)
+                for slot in slots:
+                    self._advance(slot, items)
+        except BackendError:
             raise
-        return self._collect(ran, self._lane.y, self._block)
-
-    def _run_last(self, ending: list[tuple[Key, _Slot]]) -> list[tuple[Key, Result]]:
-        """What is left of streams that are flushed, less than a block; then their slots are free."""
-        results = []
-        ending = sorted(ending, key=lambda entry: entry[1].items)
-        for items, group in itertools.groupby(ending, key=lambda entry: entry[1].items):
-            ran = list(group)
-            results += self._collect(ran, self._short_outputs(items, ran), items)
-            with self._changed:
-                self._free += [self._slots.pop(key).row for key, _ in ran]
+        except BaseException:
+            for slot in slots:
+                slot.torn = True
+            raise
         return results
 
-    def _short_outputs(self, items: int, ran: list[tuple[Key, _Slot]]) -> tuple[Array, ...]:
-        if not items:
-            return tuple(y[:, :0] for y in self._lane.y)
-        x = np.zeros((len(self._lane.x), items, *self._lane.x.shape[2:]), self._lane.x.dtype)
-        with self._changed:
-            for _, slot in ran:
-                slot.copy_to(x[slot.row])
-        return self._lane.try_short(x)
+    def _advance(self, slot: Slot, items: int) -> None:
+        """A stream has been run; it may be ready again, behind those that have waited longer."""
+        if items < self._block:
+            self._forget(slot.key)
+        else:
+            slot.drop(items)
+            self._ready.pop(slot.key, None)
+            self._note(slot)
+            self._behind |= slot.key in self._ready
 
-    def _collect(
-        self, ran: list[tuple[Key, _Slot]], outputs: tuple[Array, ...], items: int
+    def _results(
+        self, rows: Sequence[int], slots: list[Slot], outputs: tuple[Array, ...]
     ) -> list[tuple[Key, Result]]:
-        results = []
-        with self._changed:
-            for key, slot in ran:
-                rows = (y[slot.row] for y in outputs)
-                parts = [self._new(rule, slot, y) for rule, y in zip(self._frames, rows, strict=True)]
-                slot.drop(items)
-                self._note(slot)
-                results.append((key, self._present(parts)))
+        """The frames that each stream returns of these, copies."""
+        # small ones together, which is cheaper; a large one must not be kept in memory by another
+        small = sum(y.nbytes for y in outputs) <= _SMALL
+        if small:
+            outputs = tuple(y.copy() for y in outputs)
+        results: list[tuple[Key, Result]] = []
+        for row, slot in zip(rows, slots, strict=True):
+            parts = [slot.new_frames(rule, y[row]) for rule, y in zip(self._frames, outputs, strict=True)]
+            results.append((slot.key, self._present(parts if small else [part.copy() for part in parts])))
         return results
-
-    @staticmethod
-    def _new(rule: FrameRule, slot: _Slot, y: Array) -> Array:
-        """The frames that the stream returns: no warm-up, none that stem from padding alone."""
-        part = y[-rule.cursor(slot.done) :]
-        if slot.ending:
-            part = part[: rule.total(slot.position) - rule.returned(slot.done)]
-        return part.copy()
 
     def _present(self, parts: list[Array]) -> Result:
         if len(parts) == 1:
@@ -354,25 +351,34 @@ class Pool:
 
     # Slots.
 
-    def _slot(self, key: Key) -> _Slot:
+    def _slot(self, key: Key) -> Slot:
         slot = self._slots.get(key)
         if slot is None:
             raise UsageError(f"there is no stream {key!r} in the pool; open it first")
         return slot
 
-    @staticmethod
-    def _require_open(key: Key, slot: _Slot) -> None:
-        if slot.ending:
-            raise StreamEndedError(f"stream {key!r} is being flushed; step the pool, then open it anew")
-
-    def _runs(self, slot: _Slot) -> bool:
-        return not slot.paused and (slot.ending or slot.items >= self._block)
-
-    def _note(self, slot: _Slot) -> None:
+    def _note(self, slot: Slot) -> None:
         """A stream may have become ready now."""
-        if self._runs(slot):
+        key = slot.key
+        if key in self._ready or key in self._paused:
+            return
+        if slot.ending or slot.items >= self._block:
             slot.since = time.monotonic()
+            self._ready[key] = slot
+            self._notify()
+
+    def _all_ready(self) -> bool:
+        return len(self._ready) == len(self._slots) - len(self._paused)
+
+    def _notify(self) -> None:
+        """Wake who waits where it makes a difference to him: the first is ready, or all are."""
+        if self._ready and (len(self._ready) == 1 or self._all_ready()):
             self._changed.notify_all()
+
+    def _forget(self, key: Key) -> None:
+        heapq.heappush(self._free, self._slots.pop(key).row)
+        self._ready.pop(key, None)
+        self._paused.discard(key)
 
     def _decode(self, snapshot: bytes) -> StreamState:
         from streamssm.snapshot import decode
@@ -383,14 +389,12 @@ class Pool:
             raise UsageError(f"the snapshot is of a stream {what}; a slot takes one sequence that goes on")
         return saved.state
 
-    def _fill(self, slot: _Slot, saved: StreamState | None) -> None:
+    def _fill(self, slot: Slot, saved: StreamState | None) -> None:
         """Set a slot to a state, or to item 0."""
-        slot.waiting.clear()
-        slot.items = slot.position = slot.done = 0
-        slot.ending = False
-        for index, state in enumerate(self._lane.state):
-            state[slot.row] = 0 if saved is None else saved.states[index][0]
+        slot.clear()
+        self._ready.pop(slot.key, None)
+        self._states.write(slot.row, None if saved is None else saved.states)
         if saved is not None:
-            slot.waiting.append(saved.pending[0].copy())
-            slot.items, slot.position = len(saved.pending[0]), saved.position
-            slot.done = slot.position - slot.items
+            slot.put(saved.pending[0])
+            slot.position, slot.done = saved.position, saved.position - len(saved.pending[0])
+        self._note(slot)

@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import math
 from array import array
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 from streamssm.manifest import Manifest
+
+if TYPE_CHECKING:
+    from streamssm.live.inbox import Inbox
+    from streamssm.sources.base import Gap
 
 Summary = dict[str, object]
 
@@ -56,8 +62,28 @@ class Latencies:
 
 
 @dataclass
+class GapCount:
+    """Gaps of one reason: how many, and the items and seconds of those that are known."""
+
+    count: int = 0
+    items: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        """Such as: 3 (480 items, 1.5 s)."""
+        known = [f"{self.items} items"] if self.items else []
+        known += [f"{self.seconds:.3g} s"] if self.seconds else []
+        return f"{self.count} ({', '.join(known)})" if known else str(self.count)
+
+
+@dataclass
 class RunReport:
-    """Counters of one run. ``seconds`` of input are None without a clock."""
+    """Counters of one run. ``seconds`` of input are None without a clock.
+
+    ``items`` came from the source, ``filled`` were put in the place of lost ones, ``passed`` are the lost
+    ones that only the clock counts. ``records`` have ended.
+    ``inbox`` is where a live source waits, ``notes`` say how it was converted, ``saves`` are snapshots.
+    """
 
     manifest: Manifest
     block: int
@@ -67,6 +93,13 @@ class RunReport:
     paced: bool = False
     compute: float = 0.0
     latencies: Latencies = field(default_factory=Latencies)
+    records: int = 0
+    filled: int = 0
+    passed: int = 0
+    saves: int = 0
+    gaps: dict[str, GapCount] = field(default_factory=dict)
+    inbox: Inbox | None = None
+    notes: Sequence[str] = ()
 
     def add(self, items: int, compute: float, latency: float) -> None:
         """Count one push: of ``items``, that took ``compute`` seconds and was late by ``latency``.
@@ -78,6 +111,13 @@ class RunReport:
         self.latencies.add(latency)
         rate = self.manifest.input.rate
         self.misses += rate is not None and latency > items / rate
+
+    def add_gap(self, gap: Gap) -> None:
+        """Count what a source lost."""
+        count = self.gaps.setdefault(gap.reason, GapCount())
+        count.count += 1
+        count.items += gap.items or 0
+        count.seconds += gap.seconds or 0.0
 
     @property
     def seconds(self) -> float | None:
@@ -105,6 +145,13 @@ class RunReport:
             "measured_from": "due time" if self.paced else "start of push",
             "deadline_misses": None if self.seconds is None else self.misses,
             "state_bytes": self.manifest.state_bytes,
+            "records": self.records,
+            "gaps": {reason: asdict(count) for reason, count in sorted(self.gaps.items())},
+            "filled_items": self.filled,
+            "passed_items": self.passed,
+            "queue": None if self.inbox is None else self.inbox.counters(),
+            "conversions": list(self.notes),
+            "saves": self.saves,
         }
 
     def text(self) -> str:
@@ -123,8 +170,21 @@ class RunReport:
                 latency_text(self.manifest, self.block),
                 f"{self.latencies.count} pushes, ms {since}: {spread}{misses}",
                 f"state {self.manifest.state_bytes} bytes; {self.lines} lines out",
+                *self._losses(),
             ]
         )
+
+    def _losses(self) -> list[str]:
+        """Of live sources: what is missing, and how full the queue was."""
+        lines = []
+        if self.gaps:
+            gaps = ", ".join(f"{reason} {count}" for reason, count in sorted(self.gaps.items()))
+            lines.append(f"gaps: {gaps}; {self.filled} items filled in, {self.passed} passed over")
+        if self.inbox is not None:
+            count = self.inbox.counters()
+            most, room = count["high_water"], count["capacity"]
+            lines.append(f"queue: {most} waited at most, room for {room}; {count['spilled']} spilled")
+        return lines
 
 
 def algorithmic_latency(manifest: Manifest, block: int) -> Summary:

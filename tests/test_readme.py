@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8")
 def test_snippet_runs(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     samples = (0.1 * np.random.default_rng(0).standard_normal(5000)).astype(np.float32)
+    with wave.open("meeting.wav", "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
     exec(compile(snippet, README.name, "exec"), {"samples": samples})
 
 

@@ -11,6 +11,9 @@
 
 namespace streamssm::STREAMSSM_ISA {
 
+// Floats of a state that is fetched ahead: 64 KB.
+constexpr int64_t kAhead = 1 << 14;
+
 // One slice of a run: `items` items of each of `sequences` sequences, from item `start` and sequence
 // `first` on. Buffers hold the sequences one after the other.
 class Slice {
@@ -61,6 +64,14 @@ class Slice {
   }
   float* next(int64_t index, int64_t b) const { return call_.next[index] + (first_ + b) * program_.states[index]; }
 
+  // Bring the state of the next sequence to the second level of cache while this one is worked on: those
+  // of many sequences do not stay there. Large ones would push out what is at hand.
+  void fetch_ahead(int64_t index, int64_t b) const {
+    if (b + 1 >= sequences_ || program_.states[index] > kAhead) return;
+    const float* ahead = state(index, b + 1);
+    for (int64_t i = 0; i < program_.states[index]; i += kPanel) __builtin_prefetch(ahead + i, 0, 2);
+  }
+
   // The row of item t of sequence b among a call's inputs or outputs.
   int64_t place(int64_t b, int64_t t) const { return (first_ + b) * call_.T + start_ + t; }
 
@@ -108,18 +119,22 @@ class Slice {
 
   void scan(const int64_t* a) const {
     const ScanShape shape = {items_, a[12], a[13]};
-    for (int64_t b = 0; b < sequences_; ++b)
+    for (int64_t b = 0; b < sequences_; ++b) {
+      fetch_ahead(a[17], b);
       selective_scan(shape, of(in(a + 2), b), of(in(a + 4), b), weights(a[14]), of(in(a + 6), b),
                      of(in(a + 8), b), weights(a[15]), weights(a[16]), of(in(a + 10), b), state(a[17], b),
                      of(out(a), b), next(a[17], b), {0, shape.D});
+    }
   }
 
   void dual(const int64_t* a) const {
     const DualShape shape = {items_, a[10], a[11], a[12], a[13]};
-    for (int64_t b = 0; b < sequences_; ++b)
+    for (int64_t b = 0; b < sequences_; ++b) {
+      fetch_ahead(a[16], b);
       state_space_dual(shape, of(in(a + 2), b), of(in(a + 4), b), weights(a[14]), of(in(a + 6), b),
                        of(in(a + 8), b), weights(a[15]), state(a[16], b), of(out(a), b), next(a[16], b),
                        {0, shape.H});
+    }
   }
 
   void unfold_rows(const int64_t* a) const {

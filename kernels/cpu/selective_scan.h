@@ -17,8 +17,9 @@ namespace streamssm::STREAMSSM_ISA {
 constexpr int64_t kScanItems = 32;
 constexpr float kPerOctave = 1.44269504f;  // 1 / ln 2
 constexpr int kScanRegisters = 4;          // of channels in a single step
-// Rows of the state held while a tile goes by: 8 where the machine has 16 registers, 16 where 32.
-#if defined(__AVX2__) && !defined(__AVX512F__)
+// Rows of the state held while a tile goes by: 8 with AVX-512 too, where 16 rows and their A would leave
+// no registers for the constants of exp2.
+#if defined(__AVX2__)
 constexpr int kScanRows = 8;
 #else
 constexpr int kScanRows = 16;
@@ -48,7 +49,7 @@ inline Vec scan_cell(Vec step, Vec A, Vec h, Vec inflow, float B) {
 template <int kRows, bool kWhole>
 inline void scan_rows(const ScanArguments& a, ScanTile& tile, int64_t n) {
   Vec h[kRows], A[kRows];
-  for (int r = 0; r < kRows; ++r) {
+  STREAMSSM_UNROLL for (int r = 0; r < kRows; ++r) {
     h[r] = load_lanes<kWhole>(a.state + (n + r) * a.D, a.count);
     A[r] = load_lanes<kWhole>(a.A + (n + r) * a.D, a.count);
   }
@@ -56,13 +57,13 @@ inline void scan_rows(const ScanArguments& a, ScanTile& tile, int64_t n) {
     const float *B = a.B.row(i) + n, *C = a.C.row(i) + n;
     const Vec step = tile.step[i], inflow = tile.inflow[i];
     Vec sum = tile.sum[i];
-    for (int r = 0; r < kRows; ++r) {
+    STREAMSSM_UNROLL for (int r = 0; r < kRows; ++r) {
       h[r] = scan_cell(step, A[r], h[r], inflow, B[r]);
       sum = fma(splat(C[r]), h[r], sum);
     }
     tile.sum[i] = sum;
   }
-  for (int r = 0; r < kRows; ++r) store_lanes<kWhole>(a.next + (n + r) * a.D, h[r], a.count);
+  STREAMSSM_UNROLL for (int r = 0; r < kRows; ++r) store_lanes<kWhole>(a.next + (n + r) * a.D, h[r], a.count);
 }
 
 template <bool kWhole>

@@ -1,11 +1,15 @@
 #!/bin/sh
 # Builds libstreamssm_cuda.so with nvcc. From the repository root:  sh kernels/cuda/build.sh [FOLDER]
-# ARCHS names the GPUs (default: all that are supported; the newest also as PTX for later ones).
+# ARCHS names the GPUs (default: all that are supported; the newest also as PTX for later ones), JOBS how
+# many sources are compiled at a time.
 set -eu
 out=${1:-build/cuda}
 archs=${ARCHS:-"75 80 86 89 90 100 120"}
+jobs=${JOBS:-4}
 mkdir -p "$out"
-flags="-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden --threads 0"
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+flags="-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden"
+flags="$flags -DSTREAMSSM_VERSION=\"$version\" -DSTREAMSSM_CUDA_ARCHS=\"$(echo "$archs" | tr ' ' ,)\""
 last=
 for arch in $archs; do
   flags="$flags -gencode=arch=compute_$arch,code=sm_$arch"
@@ -13,16 +17,20 @@ for arch in $archs; do
 done
 flags="$flags -gencode=arch=compute_$last,code=compute_$last"
 objects=
-jobs=
-for source in kernels/cuda/*.cu; do
-  object=$out/$(basename "$source" .cu).o
+running=
+count=0
+for source in kernels/cuda/*.cu kernels/ort/cuda_*.cpp; do
+  object=$out/$(basename "$source").o
   objects="$objects $object"
-  [ "$object" -nt "$source" ] && [ -z "$(find kernels/cuda -name '*.*h' -newer "$object")" ] && continue
+  [ "$object" -nt "$source" ] && [ -z "$(find kernels/cuda kernels/ort -name '*.*h' -newer "$object")" ] &&
+    [ -z "$(find kernels/ort -name '*.h' -newer "$object")" ] && continue
   # shellcheck disable=SC2086
   nvcc $flags -c "$source" -o "$object" &
-  jobs="$jobs $!"
+  running="$running $!"
+  count=$((count + 1))
+  [ $((count % jobs)) -eq 0 ] && for job in $running; do wait "$job"; done && running=
 done
-for job in $jobs; do wait "$job"; done
+for job in $running; do wait "$job"; done
 # shellcheck disable=SC2086
 nvcc -shared -cudart static -o "$out/libstreamssm_cuda.so" $objects
 echo "$out/libstreamssm_cuda.so"

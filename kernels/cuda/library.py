@@ -23,7 +23,8 @@ class ConvCall(Structure):
     """CausalConv1d; see api.h."""
 
     _fields_ = _fields(
-        "batch items: i64; slots lengths: ptr; D K: i64; type silu: i32; x weight bias state next y: ptr"
+        "batch items: i64; slots lengths: ptr; D K: i64; type silu: i32;"
+        "x weight bias state next y: ptr; x_pitch: i64"
     )
 
 
@@ -32,7 +33,7 @@ class ScanCall(Structure):
 
     _fields_ = _fields(
         "batch items: i64; slots lengths: ptr; D N: i64; type reserved: i32;"
-        "x dt B C z A skip dt_bias state next y: ptr"
+        "x dt B C z A skip dt_bias state next y: ptr; z_pitch bc_pitch: i64"
     )
 
 
@@ -41,8 +42,29 @@ class DualCall(Structure):
 
     _fields_ = _fields(
         "batch items: i64; slots lengths: ptr; H P G N: i64; type reserved: i32;"
-        "x dt B C A skip state next y: ptr"
+        "x dt B C A skip state next y: ptr; x_pitch bc_pitch: i64"
     )
+
+
+class NormCall(Structure):
+    """The residual stream and its norm; see api.h."""
+
+    _fields_ = _fields("rows width: i64; type: i32; eps: f32; residual added weight y: ptr")
+
+
+class GateNormCall(Structure):
+    """The gated norm of Mamba-2; see api.h."""
+
+    _fields_ = _fields("rows width z_pitch: i64; type: i32; eps: f32; x z weight y: ptr")
+
+
+class StepSizeCall(Structure):
+    """Step sizes; see api.h."""
+
+    _fields_ = _fields("rows H pitch: i64; type: i32; least most: f32; raw bias dt: ptr")
+
+
+OPERATORS = ("causal_conv1d", "selective_scan", "state_space_dual", "norm", "gate_norm", "step_size")
 
 
 class MambaLayer(Structure):
@@ -91,7 +113,7 @@ class Library:
 
     def __init__(self, path: str | Path):
         self._library = ctypes.CDLL(str(path))
-        for name in ("causal_conv1d", "selective_scan", "state_space_dual"):
+        for name in OPERATORS:
             self._declare(name, c_void_p, c_void_p)
         for kind in ("mamba", "mamba2"):
             self._declare(f"{kind}_create", c_void_p, c_void_p)
@@ -108,7 +130,7 @@ class Library:
             raise RuntimeError(f"{name}: {reason.decode()}")
 
     def operator(self, name: str, call: Structure, stream: int = 0) -> None:
-        """Launch causal_conv1d, selective_scan or state_space_dual."""
+        """Launch one of OPERATORS."""
         self._call(name, ctypes.byref(call), stream)
 
     def create(self, kind: str, model: Structure) -> c_void_p:

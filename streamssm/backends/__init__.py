@@ -3,12 +3,13 @@ its streams; each stream owns one lane of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy.typing as npt
 
-from streamssm.errors import UsageError
+from streamssm.errors import BackendError, UsageError
 from streamssm.native import Kernels
 from streamssm.onnx_file import ModelFile
 
@@ -40,16 +41,41 @@ class Lane(Protocol):
     def step(self) -> None:
         """Run the whole input block. Raises BackendError."""
 
-    def step_rows(self, active: Array) -> None:
-        """:meth:`step` for the rows where ``active [batch]`` is true; the others keep their state.
-        Not for lanes in place. Raises BackendError."""
-
-    def try_short(self, x: Array) -> tuple[Array, ...]:
-        """Outputs for ``x [batch, items, *item_shape]`` from the current state, which stays as it is.
-        Not for lanes in place. Raises BackendError."""
-
     def step_short(self, items: int) -> tuple[Array, ...]:
         """Run the first ``items`` of the block and return fresh outputs. Raises BackendError."""
+
+
+class Call(NamedTuple):
+    """One run of a backend for some slots."""
+
+    slots: Sequence[int]
+    rows: Sequence[int]
+    """Their rows in ``x`` and in the outputs."""
+    x: Array
+    """Input ``[rows, block, *item_shape]``, to be filled where its slots are."""
+    run: Callable[[], tuple[Array, ...]]
+    """Gives outputs ``[rows, frames, *shape]``, which the next call overwrites. Raises BackendError:
+    then every state is as it was. An interrupt (KeyboardInterrupt) leaves the states of no use."""
+
+
+class Slots(Protocol):
+    """The states of many streams, of which those that are ready are run together.
+
+    Belongs to one thread at a time. What a slot gets does not depend on which others run with it.
+    """
+
+    def read(self, slot: int) -> tuple[Array, ...]:
+        """A copy of a state, ``[1, *shape]`` each, in the manifest's order."""
+
+    def write(self, slot: int, states: Sequence[Array] | None = None) -> None:
+        """Set a state, to zeros by default."""
+
+    def calls(self, ready: Sequence[int], others: Collection[int]) -> Iterator[Call]:
+        """Calls, each to be run before the next is taken, for a block of every slot that is
+        ``ready``. ``others`` are the slots whose state must stay; the rest are free."""
+
+    def last_calls(self, ready: Sequence[int], items: int) -> Iterator[Call]:
+        """Calls for the first ``items`` of a block, less than all of it; the states stay."""
 
 
 class Backend(Protocol):
@@ -67,6 +93,9 @@ class Backend(Protocol):
         """Buffers for one stream, its state at zero. ``in_place`` permits that a step overwrites the
         state it reads, where that is safe unless it is interrupted."""
 
+    def slots(self, block: int, count: int) -> Slots:
+        """States at zero for ``count`` streams that are run together, a block each."""
+
 
 def _open_cpu(file: ModelFile) -> Backend:
     from streamssm.backends.cpu import CpuBackend
@@ -74,18 +103,39 @@ def _open_cpu(file: ModelFile) -> Backend:
     return CpuBackend(file)
 
 
-_BACKENDS: dict[str, Callable[[ModelFile], Backend]] = {"cpu": _open_cpu}
+def _open_cuda(file: ModelFile) -> Backend:
+    from streamssm.backends.cuda import CudaBackend
+
+    return CudaBackend(file)
+
+
+_BACKENDS: dict[str, Callable[[ModelFile], Backend]] = {"cpu": _open_cpu, "cuda": _open_cuda}
+#: bytes of a model from which on a GPU is faster than a processor also for one stream
+_LARGE = 32 << 20
+
+
+def _open_best(file: ModelFile) -> Backend:
+    """The GPU for a large model if one can be used, else the processor."""
+    if file.nbytes < _LARGE:
+        return _open_cpu(file)
+    from streamssm.backends.cuda import unavailable
+
+    if unavailable() is not None:
+        return _open_cpu(file)
+    try:
+        return _open_cuda(file)
+    except BackendError as error:
+        logging.getLogger("streamssm").warning("%s; the processor runs it", error)
+        return _open_cpu(file)
 
 
 def resolve(name: str) -> str:
-    """The backend that ``name`` stands for; ``auto`` is the best one for this machine.
+    """``name`` itself; ``auto`` stands for the best one for a model on this machine.
 
     Raises:
         UsageError: there is no such backend.
     """
-    if name == "auto":
-        return "cpu"
-    if name not in _BACKENDS:
+    if name not in names():
         raise UsageError(f"there is no backend {name!r}; choose one of {', '.join(names())}")
     return name
 
@@ -103,4 +153,4 @@ def open_backend(name: str, file: ModelFile) -> Backend:
         BackendError: it is not installed or cannot run the model.
         ManifestError: the graph is not the one the manifest describes.
     """
-    return _BACKENDS[resolve(name)](file)
+    return _open_best(file) if name == "auto" else _BACKENDS[resolve(name)](file)

@@ -23,6 +23,7 @@ import numpy as np
 from streamssm.backends import Array
 from streamssm.backends.requirements import check_version, maps_tensors, version_of
 from streamssm.backends.signature import Port, check_signature
+from streamssm.backends.slots import ROWS, LaneSlots
 from streamssm.errors import BackendError, ModelFileError
 from streamssm.manifest import Manifest
 from streamssm.native import Kernels, Library, Loan, choose
@@ -123,12 +124,19 @@ class CpuBackend:
             [Port(port.name, port.type, tuple(port.shape)) for port in self._session.get_outputs()],
         )
 
-    def lane(self, block: int, batch: int, in_place: bool = False) -> CpuLane:
-        """Buffers for one stream, its state at zero."""
+    def lane(self, block: int, batch: int, in_place: bool = False, like: CpuLane | None = None) -> CpuLane:
+        """Buffers for one stream, its state at zero; ``x`` and ``y`` may be those of another lane."""
         # the manifest may keep another value under a state's name than what is computed from it
         pairs = self._overwritable if in_place else frozenset()
         overwritten = frozenset(s.name for s in self._manifest.states if (s.name, s.next) in pairs)
-        return CpuLane(self._runtime, self._session, self._manifest, block, batch, overwritten)
+        return CpuLane(self._runtime, self._session, self._manifest, block, batch, overwritten, like)
+
+    def slots(self, block: int, count: int) -> LaneSlots:
+        """States at zero for ``count`` streams that are run together."""
+        rows = min(count, ROWS)
+        common = self.lane(block, rows, in_place=True)
+        lanes = [self.lane(block, rows, in_place=True, like=common) for _ in range(0, count, rows)]
+        return LaneSlots(lanes, common)
 
     def _open(self, file: ModelFile) -> tuple[Any, Kernels]:
         """A session, and the kernels it runs on: native ones where they serve the whole model."""
@@ -216,10 +224,11 @@ class CpuLane:
         block: int,
         batch: int,
         overwritten: frozenset[str],
+        like: CpuLane | None = None,
     ) -> None:
         self._runtime, self._session, self._manifest, self._batch = runtime, session, manifest, batch
-        self.x = self._inputs(block)
-        self.y = self._outputs(block)
+        self.x: Array = self._inputs(block) if like is None else like.x
+        self.y: tuple[Array, ...] = self._outputs(block) if like is None else like.y
         first = self._states()
         self._sides = (first, self._other_side(first, overwritten))
         self._in_place, self.torn = bool(overwritten), False
@@ -239,36 +248,6 @@ class CpuLane:
             BackendError: the run failed; the state is as it was.
         """
         self._advance(self._calls[self._side])
-
-    def step_rows(self, active: Array) -> None:
-        """A step for some rows; the others, whose outputs mean nothing, keep their state.
-
-        Raises:
-            BackendError: the run failed; the state is as it was.
-        """
-        self.step()
-        before, after = self._sides[1 - self._side], self._sides[self._side]
-        if 2 * active.sum() < len(active):  # fewer rows to bring over to the side that was read
-            before, after, self._side = after, before, 1 - self._side
-            active = ~active
-        if not active.all():
-            idle = np.flatnonzero(~active)
-            for old, new in zip(before, after, strict=True):
-                new[idle] = old[idle]
-
-    def try_short(self, x: Array) -> tuple[Array, ...]:
-        """Outputs for ``x [batch, items, *item_shape]``; the state is left as it is.
-
-        Raises:
-            BackendError: the run failed.
-        """
-        given, y = self._inputs(x.shape[1]), self._outputs(x.shape[1])
-        given[...] = x
-        try:
-            self._session.run_with_iobinding(self._bind(given, y, self._side))
-        except Exception as error:
-            raise self._failure(error) from error
-        return y
 
     def step_short(self, items: int) -> tuple[Array, ...]:
         """Run the first ``items`` of the block; returns fresh outputs.

@@ -5,14 +5,16 @@ from __future__ import annotations
 from streamssm.cli.app import cli
 from streamssm.cli.bench import bench
 from streamssm.cli.check import check
+from streamssm.cli.devices import devices
 from streamssm.cli.export import export
 from streamssm.cli.info import info
 from streamssm.cli.quantize import quantize
 from streamssm.cli.run import run
+from streamssm.cli.serve import serve
 
 __all__ = ["cli", "main"]
 
-for _command in (run, info, check, bench, export, quantize):
+for _command in (run, info, check, bench, export, quantize, serve, devices):
     cli.add_command(_command)
 
 

@@ -41,6 +41,14 @@ def parse_amount(context: click.Context, parameter: click.Parameter, value: str 
     return Fraction(match[1]), match[2]
 
 
+def parse_size(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    """An option callback: a number of bytes, such as 512, 64k, 10M or 1G."""
+    match = re.fullmatch(r"(\d+)([kMG]?)", value.strip())
+    if match is None:
+        raise click.BadParameter(f"{value!r} is not a size; write bytes, or 64k, 10M, 1G.")
+    return int(match[1]) << {"": 0, "k": 10, "M": 20, "G": 30}[match[2]]
+
+
 def to_items(amount: Amount, rate: Fraction | None, option: str) -> int:
     """An amount as a number of items, at least one.
 

@@ -45,6 +45,11 @@ class Meter:
             parts.append(f"{report.items / self._total:4.0%}")
         if report.real_time_factor is not None:
             parts.append(f"real-time factor {report.real_time_factor:.4f}")
+        if report.inbox is not None:
+            waiting = report.inbox.waiting / report.inbox.capacity
+            parts.append(f"queue {waiting:4.0%}")
+        if report.gaps:
+            parts.append(f"[red]gaps {sum(gap.count for gap in report.gaps.values())}[/]")
         if report.manifest.outputs[0].kind == "probability" and output.size:
             level = float(np.clip(output[-1].flat[0], 0.0, 1.0))
             filled = round(level * _BAR)

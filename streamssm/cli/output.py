@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -14,35 +16,73 @@ from streamssm.atomic import target_of
 from streamssm.errors import OutputError, UsageError
 
 
-class DataOutput:
-    """Lines of data, flushed as they are written. ``path`` None is standard output.
+class Output:
+    """Bytes of data, flushed as they are written. ``path`` None is standard output.
+
+    ``at`` continues a file: it is cut to so many bytes and goes on there; what is no file (a pipe, a device,
+    standard output) just goes on. ``position`` counts the bytes of the whole.
 
     Raises:
-        OutputError: the file cannot be opened, now, before any work.
+        OutputError: the file cannot be opened, or is shorter than ``at``; now, before any work.
     """
 
-    def __init__(self, path: Path | None):
+    def __init__(self, path: Path | None, at: int | None = None):
         self._path = path
-        self._file: BinaryIO = _stdout() if path is None else _open(path)
+        self.position = at or 0
+        self._file = _stdout() if path is None else _open(path, at)
+        self._synced = False
         self.is_terminal = self._file.isatty()
 
-    def write(self, lines: list[bytes]) -> None:
-        """Write whole lines.
+    def write(self, data: bytes) -> None:
+        """Write all of it.
 
         Raises:
             BrokenPipeError: the reader of standard output has gone.
             OutputError: the disk is full, or the like.
         """
-        if not lines:
+        if not data:
             return
-        try:
-            self._file.write(b"".join(lines))
+        with self._typed():
+            self._file.write(data)
             self._file.flush()
+        self.position += len(data)
+
+    def sync(self) -> None:
+        """Have what was written on the disk, where there is one: it survives a power cut after this call.
+
+        Raises:
+            OutputError: the disk is full, or the like.
+        """
+        if not _is_file(self._file):
+            return
+        with self._typed():
+            os.fsync(self._file.fileno())
+            if not self._synced and self._path is not None:
+                flush_folder(self._path)
+        self._synced = True
+
+    def finish(self, correct: Callable[[BinaryIO], None]) -> None:
+        """Let ``correct`` change a complete file; nothing where it is none.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        if self._path is None or not _is_file(self._file):
+            return
+        with self._typed():
+            correct(self._file)
+            self._file.flush()
+
+    @contextmanager
+    def _typed(self) -> Iterator[None]:
+        try:
+            yield
         except BrokenPipeError:
             raise
         except OSError as error:
-            name = self._path or "standard output"
-            raise OutputError(f"{name} cannot be written: {error.strerror}") from error
+            raise OutputError(
+                f"{self._path or 'standard output'} cannot be written: {error.strerror or error}"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -59,17 +99,59 @@ class DataOutput:
                 raise OutputError(f"{self._path} cannot be written: {failure.strerror}") from failure
 
 
-def _stdout() -> BinaryIO:
-    if sys.stdout is None:  # the shell's >&-
-        raise OutputError("standard output is closed; write to a file with -o")
-    return sys.stdout.buffer
+def _is_file(file: BinaryIO) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    except (OSError, ValueError):  # it has no descriptor: a test's standard output
+        return False
 
 
-def _open(path: Path) -> BinaryIO:
+def flush_folder(path: Path) -> None:
+    """Have the entry of a new file on the disk too."""
+    if os.name != "posix":  # Windows cannot open a folder
+        return
+    with suppress(OSError):  # some network file systems cannot flush one
+        descriptor = os.open(Path(os.path.realpath(path)).parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _open(path: Path, at: int | None) -> BinaryIO:
+    if at is not None and (path.is_file() or (at > 0 and not path.exists())):
+        return _open_at(path, at)
     try:
         return path.open("wb")
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _open_at(path: Path, at: int) -> BinaryIO:
+    """An existing file, cut to ``at`` bytes."""
+    try:
+        size = path.stat().st_size
+        if size < at:
+            raise OutputError(
+                f"{path} has {size} bytes, but {at} were written when the state was saved; "
+                "start again with --from-start, or name another file"
+            )
+        file = path.open("r+b")
+        try:
+            file.truncate(at)
+            file.seek(at)
+        except BaseException:
+            file.close()
+            raise
+    except OSError as error:
+        raise OutputError(f"{path} cannot be continued: {error.strerror}") from error
+    return file
+
+
+def _stdout() -> BinaryIO:
+    if sys.stdout is None:  # the shell's >&-
+        raise OutputError("standard output is closed; write to a file with -o")
+    return sys.stdout.buffer
 
 
 def check_writable(path: Path) -> None:

@@ -98,8 +98,8 @@ def choose(op_counts: Iterable[tuple[str, str]]) -> Kernels:
     Raises:
         UsageError: STREAMSSM_KERNELS has a value that means nothing.
     """
-    switch = _switch()
-    if switch == "off":
+    chosen = switch()
+    if chosen == "off":
         return Kernels(None, SWITCHED_OFF)
     ours = {name for domain, name in op_counts if domain == DOMAIN}
     if not ours:
@@ -110,7 +110,7 @@ def choose(op_counts: Iterable[tuple[str, str]]) -> Kernels:
     missing = sorted(ours - found.operators.keys())
     if missing:
         return Kernels(None, f"no native kernel for {', '.join(missing)}")
-    return Kernels(found, fused=switch == "on")
+    return Kernels(found, fused=chosen == "on")
 
 
 @cache
@@ -127,7 +127,12 @@ def library() -> Library | str:
         return str(error)
 
 
-def _switch() -> str:
+def switch() -> str:
+    """The value of STREAMSSM_KERNELS: on, unfused or off.
+
+    Raises:
+        UsageError: it has one that means nothing.
+    """
     value = os.environ.get(SWITCH, "on")
     if value not in _SWITCHES:
         raise UsageError(f"{SWITCH}={value!r} is none of {', '.join(_SWITCHES)}")

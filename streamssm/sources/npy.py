@@ -18,6 +18,12 @@ class ArraySource(Source):
         self._array = array
         self._next = 0
 
+    def skip(self, count: int) -> None:
+        """Leave out rows without reading them."""
+        leap = min(count, len(self._array) - self._next)
+        self._next += leap
+        super().skip(count - leap)
+
     def read(self, count: int) -> Array:
         """The next rows of the array, copied out of the mapping."""
         items = np.array(self._array[self._next : self._next + count])
@@ -49,7 +55,9 @@ def open_file(path: Path, request: Request) -> Source:
         raise SourceError(f"{path} has shape {array.shape}, the model takes [{wanted}]; reshape it")
     if not len(array):
         raise SourceError(f"{path} holds no items; there is nothing to push")
-    return ArraySource(str(path), array)
+    source = ArraySource(str(path), array)
+    source.replayable = True
+    return source
 
 
 def _check_dtype(path: Path, array: Array, request: Request) -> None:

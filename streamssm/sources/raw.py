@@ -9,17 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from streamssm.errors import SourceError, UsageError
-from streamssm.sources.base import (
-    Array,
-    Request,
-    Source,
-    channel_map,
-    check_declared_rate,
-    check_floats,
-    check_path,
-    closed_on_error,
-)
+from streamssm.sources.base import Array, Request, Source, check_floats, check_path, closed_on_error
 from streamssm.sources.bytestream import ByteStream
+from streamssm.sources.convert import Converter
+from streamssm.sources.frames import FrameSource
 
 
 @dataclass(frozen=True)
@@ -58,10 +51,11 @@ ENCODINGS: Mapping[str, Encoding] = {
 }
 
 
-class RawSource(Source):
+class RawSource(FrameSource):
     """Items decoded from a byte stream.
 
-    ``announced`` is how many bytes a header promised: an earlier end is damage.
+    ``announced`` is how many bytes a header promised: an earlier end is damage. ``rate`` is the data's own,
+    None where nothing says another one than the model's.
     """
 
     def __init__(
@@ -72,27 +66,36 @@ class RawSource(Source):
         channels: int,
         request: Request,
         *,
+        rate: float | None = None,
         announced: int | None = None,
     ):
-        self.name = name
+        super().__init__(name, Converter(name, rate, channels, request), request.allow_truncated)
         self._stream, self._encoding, self._announced = stream, encoding, announced
         self._channels = channels
         self._frame = encoding.nbytes * channels
-        self._to_items = channel_map(name, channels, request)
         self._taken = 0
+        self._size: int | None = None  # bytes of samples in a file
         stream.limit = announced
 
-    def read(self, count: int) -> Array:
-        """The next whole items; an end inside one, or before the announced one, is damage."""
+    def _frames(self, count: int) -> Array:
         data = self._stream.read(self._frame, count)
         self._taken += len(data)
         # a read is a multiple of the frame; only the end leaves nothing, or a part of one
         partial = len(data) % self._frame
         if self._announced is not None and self._taken < self._announced and (partial or not data):
-            raise SourceError(self._truncated(self._announced, self._taken))
-        if partial:
-            raise SourceError(self._cut(partial))
-        return self._to_items(self._encoding.decode(data).reshape(-1, self._channels))
+            self._truncated(*self._short(self._announced, self._taken))
+        elif partial:
+            self._truncated(*self._cut(partial))
+        whole = data[: len(data) - partial]
+        return self._encoding.decode(whole).reshape(-1, self._channels)
+
+    def _leap(self, count: int) -> int:
+        if self._size is None:
+            return 0
+        whole = min(count, (self._size - self._taken) // self._frame)
+        leapt = self._stream.leap(whole * self._frame)
+        self._taken += leapt
+        return leapt // self._frame
 
     def check_size(self, there: int) -> None:
         """Settle ``total`` from the bytes of samples that a file holds.
@@ -102,24 +105,25 @@ class RawSource(Source):
         """
         announced = there if self._announced is None else self._announced
         if there < announced:
-            raise SourceError(self._truncated(announced, there))
+            self._truncated(*self._short(announced, there))
+            self._announced = None  # told once
+            announced = self._stream.limit = there
         if not announced:
             raise SourceError(f"{self.name} holds no samples; there is nothing to push")
         if announced % self._frame:
-            raise SourceError(self._cut(announced % self._frame))
-        self.total = announced // self._frame
+            self._truncated(*self._cut(announced % self._frame))
+            announced -= announced % self._frame
+            self._stream.limit = announced
+        self._size = announced
+        self.total = self._converter.total(announced // self._frame)
 
-    def _truncated(self, announced: int, there: int) -> str:
-        return (
-            f"{self.name} is truncated: its header announces {announced} bytes of samples, {there} are "
-            "there; copy it again"
-        )
+    def _short(self, announced: int, there: int) -> tuple[str, str]:
+        message = f"its header announces {announced} bytes of samples, {there} are there"
+        return f"{self.name} is truncated: {message}", "copy it again"
 
-    def _cut(self, partial: int) -> str:
-        return (
-            f"{self.name} ends in the middle of an item, after {partial} of its {self._frame} bytes; "
-            "check --input-format and --channels"
-        )
+    def _cut(self, partial: int) -> tuple[str, str]:
+        message = f"{self.name} ends in the middle of an item, after {partial} of its {self._frame} bytes"
+        return message, "check --input-format and --channels"
 
     def close(self) -> None:
         """Close the byte stream."""
@@ -134,13 +138,12 @@ def open_stream(name: str, stream: ByteStream, request: Request) -> RawSource:
         UsageError: the channel options contradict each other.
     """
     check_floats(name, "raw samples", request)
-    check_declared_rate(name, request)
     if request.channel is not None and request.channels is None:
         raise UsageError(
             f"--channel {request.channel}: raw samples need --channels N, how many are interleaved"
         )
     channels = request.columns if request.channels is None else request.channels
-    return RawSource(name, stream, ENCODINGS[request.format], channels, request)
+    return RawSource(name, stream, ENCODINGS[request.format], channels, request, rate=request.rate)
 
 
 def open_file(path: Path, request: Request) -> Source:
@@ -149,6 +152,7 @@ def open_file(path: Path, request: Request) -> Source:
     stream = ByteStream(path.open("rb"))
     with closed_on_error(stream):
         source = open_stream(str(path), stream, request)
-    if path.is_file():
-        source.check_size(path.stat().st_size)
+        if path.is_file():
+            source.check_size(path.stat().st_size)
+            source.replayable = True
     return source

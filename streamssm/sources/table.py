@@ -1,97 +1,123 @@
 """Rows of numbers as text: one item a line, columns by comma, semicolon, tab or space.
 
-A first line that is not numbers is a header; empty lines and lines that start with # are skipped.
+A first line that is not numbers is a header, wherever it comes again; empty lines and lines that start
+with # are skipped. ``--columns`` picks columns by their names in the header.
 """
 
 from __future__ import annotations
 
+import csv
+import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from streamssm.errors import SourceError
-from streamssm.sources.base import Array, Request, Source, channel_map, check_declared_rate, check_path
+from streamssm.sources.base import Request, Source, check_path
 from streamssm.sources.bytestream import ByteStream
+from streamssm.sources.gz import open_bytes
+from streamssm.sources.rows import BadRowError, Row, RowSource, shown
+from streamssm.sources.timeline import moment_of
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_INT64_MAX = 2**63 - 1
 
 
-class TableSource(Source):
-    """Items parsed from lines. The first row decides the separator and the number of columns."""
+class TableParser:
+    """Lines of cells. The first row decides the separator."""
 
-    def __init__(self, name: str, stream: ByteStream, request: Request):
-        self.name = name
-        self._stream, self._request = stream, request
+    def __init__(self, name: str, request: Request):
+        self._name, self._request = name, request
         self._number = float if request.input.dtype == "float32" else int
+        self._by_name = bool(request.names) or request.time_column is not None
         self._separator: str | None = None
-        self._columns = 0  # unknown until the first row
-        self._line = 0
-        self._started = False
+        self._settled = False  # whether a row was read
+        self._header: list[str] | None = None
+        self._columns: list[int] = []  # those to take, where they are named
+        self._clock: int | None = None
 
-    def read(self, count: int) -> Array:
-        """The next rows; a line that is not a row of numbers is refused with its number."""
-        rows: list[list[float]] = []
-        while not rows and (lines := self._stream.read_lines(count)):
-            rows = [row for line in lines if (row := self._row(line))]
-        if not self._columns:
-            raise SourceError(f"{self.name} holds no rows of numbers; there is nothing to push")
-        to_items = channel_map(self.name, self._columns, self._request, "columns")
-        with np.errstate(over="ignore"):  # beyond float32 becomes Inf, which the stream refuses
-            try:
-                block = np.array(rows, self._request.input.dtype)
-            except OverflowError as error:
-                raise SourceError(f"{self.name} line {self._line} or before: {error}; correct it") from error
-        return to_items(block.reshape(len(rows), self._columns))
-
-    def close(self) -> None:
-        """Close the byte stream."""
-        self._stream.close()
-
-    def _row(self, line: bytes) -> list[float]:
-        self._line += 1
+    def parse(self, line: bytes) -> Sequence[Row]:
+        """The row of a line."""
         text = line.decode("utf-8", "replace").strip("\ufeff\r\n ")
         if not text or text.startswith("#"):
-            return []
-        first, self._started = not self._started, True
-        if first:
+            return ()
+        cells = self._split(text)
+        if cells == self._header or (self._header is None and not self._settled and self._is_header(cells)):
+            return ()
+        row = self._row(cells)
+        self._settled = True
+        return (row,)
+
+    def _split(self, text: str) -> list[str]:
+        if not self._settled:
             self._separator = next((mark for mark in ",;\t" if mark in text), None)
-        cells = [cell.strip(' "') for cell in text.split(self._separator)]
+        if self._separator is None or '"' not in text:
+            return [cell.strip(' "') for cell in text.split(self._separator)]
+        return [cell.strip() for cell in next(csv.reader([text], delimiter=self._separator))]
+
+    def _is_header(self, cells: list[str]) -> bool:
+        """Whether the first line is one; if columns are named it has to be."""
+        wanted = [*self._request.names, *filter(None, [self._request.time_column])]
+        missing = [name for name in wanted if name not in cells]
+        if missing:
+            message = f"there is no column {missing[0]!r} in the first line, {shown(','.join(cells))}"
+            if self._request.on_bad == "skip":
+                raise BadRowError(message)
+            raise SourceError(f"{self._name}: {message}; name columns of its header")
+        if not wanted and any(_is_number(cell) for cell in cells):
+            return False
+        self._header = cells
+        self._choose(cells)
+        return True
+
+    def _choose(self, header: list[str]) -> None:
+        names, time_column = self._request.names, self._request.time_column
+        self._clock = None if time_column is None else header.index(time_column)
+        others = [place for place in range(len(header)) if place != self._clock]
+        self._columns = [header.index(name) for name in names] if names else others
+
+    def _row(self, cells: list[str]) -> Row:
+        if not self._by_name or self._header is None:
+            return Row([self._value(cell) for cell in cells])
+        if len(cells) != len(self._header):
+            raise BadRowError(f"it has {len(cells)} columns, the header {len(self._header)}")
+        values = [self._value(cells[place]) for place in self._columns]
+        return Row(values, None if self._clock is None else self._moment(cells[self._clock]))
+
+    def _value(self, cell: str) -> float:
+        dtype = self._request.input.dtype
         try:
-            row = [self._number(cell) for cell in cells]
-        except ValueError as error:
-            if first and not any(_is_number(cell) for cell in cells):
-                return []  # a header
-            bad = next(cell for cell in cells if not _fits(cell, self._number))
-            raise SourceError(
-                f"{self.name} line {self._line}: {bad[:40]!r} is not a number of type "
-                f"{self._request.input.dtype}; correct the line"
-            ) from error
-        self._columns = self._columns or len(row)
-        if len(row) != self._columns:
-            raise SourceError(
-                f"{self.name} line {self._line} has {len(row)} columns, the lines before {self._columns}"
-            )
-        return row
+            value = self._number(cell)
+        except ValueError:
+            raise BadRowError(f"{shown(cell)} is not a number of type {dtype}") from None
+        if dtype == "int64" and abs(value) > _INT64_MAX:
+            raise BadRowError(f"{shown(cell)} is too large for int64")
+        # what is refused as NaN or Inf by the stream ends the run; rows that are left out do not
+        if self._request.on_bad == "skip" and not (math.isfinite(value) and abs(value) <= _FLOAT32_MAX):
+            raise BadRowError(f"{shown(cell)} is not finite")
+        return value
+
+    def _moment(self, cell: str) -> float:
+        try:
+            return moment_of(cell)
+        except ValueError:
+            raise BadRowError(f"{shown(cell)} is no time: seconds, or a date and time of ISO 8601") from None
 
 
 def _is_number(cell: str) -> bool:
     return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", cell) is not None
 
 
-def _fits(cell: str, number: type[int] | type[float]) -> bool:
-    try:
-        number(cell)
-    except ValueError:
-        return False
-    return True
-
-
 def open_stream(name: str, stream: ByteStream, request: Request) -> Source:
     """Rows from a pipe, or any byte stream."""
-    check_declared_rate(name, request)
-    return TableSource(name, stream, request)
+    return RowSource(name, stream, TableParser(name, request), request)
 
 
 def open_file(path: Path, request: Request) -> Source:
     """Rows from a file."""
     check_path(path)
-    return open_stream(str(path), ByteStream(path.open("rb")), request)
+    source = open_stream(str(path), open_bytes(path), request)
+    source.replayable = path.is_file()
+    return source

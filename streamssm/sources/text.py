@@ -10,6 +10,7 @@ from streamssm.alphabet import BYTE_VALUES, Encoder, has_bytes
 from streamssm.errors import InputError, SourceError
 from streamssm.sources.base import Array, Request, Source, check_declared_rate, check_path, closed_on_error
 from streamssm.sources.bytestream import ByteStream
+from streamssm.sources.gz import SUFFIXES, open_bytes
 
 _READ = 1024  # bytes at a time: after a signal, what has been read is still worked on
 
@@ -100,8 +101,11 @@ def open_stream(name: str, stream: ByteStream, request: Request) -> Source:
 def open_file(path: Path, request: Request) -> Source:
     """The text of a file."""
     size = check_path(path).stat().st_size
-    stream = ByteStream(path.open("rb"))
+    stream = open_bytes(path)
     with closed_on_error(stream):
         source = open_stream(str(path), stream, request)
-    source.total = size if path.is_file() and isinstance(source, ByteSource) else None
+    if path.is_file():
+        source.replayable = True
+        plain = isinstance(source, ByteSource) and path.suffix.lower() not in SUFFIXES
+        source.total = size if plain else None
     return source

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from streamssm.errors import SourceError
 from streamssm.sources import audio
-from streamssm.sources.base import Request, Source, check_floats, check_path, check_rate, closed_on_error
+from streamssm.sources.base import Request, Source, check_floats, check_path, closed_on_error
 from streamssm.sources.bytestream import ByteStream
 from streamssm.sources.raw import ENCODINGS, Encoding, RawSource
 
@@ -46,7 +46,7 @@ def open_stream(name: str, stream: ByteStream, request: Request) -> Source:
     """A wav stream, from its first byte.
 
     Raises:
-        SourceError: not wav, cut short, an unsupported encoding, another rate or channel count.
+        SourceError: not wav, cut short, an unsupported encoding, another number of channels.
     """
     check_floats(name, "audio", request)
     try:
@@ -68,13 +68,15 @@ def open_file(path: Path, request: Request) -> Source:
     if path.is_file():
         with closed_on_error(stream):
             source.check_size(path.stat().st_size - stream.consumed)
+            source.replayable = True
     return source
 
 
 def _open(name: str, stream: ByteStream, request: Request) -> RawSource:
     header = read_header(name, stream)
-    check_rate(name, header.rate, request)
-    return RawSource(name, stream, header.encoding, header.channels, request, announced=header.size)
+    return RawSource(
+        name, stream, header.encoding, header.channels, request, rate=header.rate, announced=header.size
+    )
 
 
 def read_header(name: str, stream: ByteStream) -> Header:

@@ -202,6 +202,23 @@ def test_bench(call):
     assert "real-time" not in table.stdout
 
 
+def test_bench_of_pools(call, refused):
+    arguments = ("bench", "voice.onnx", "--streams", "1,3", "--items", "800", "--block", "160")
+    pools = json.loads(call(*arguments, "--json").stdout)["pools"]
+    assert [pool["streams"] for pool in pools] == [1, 3]
+    for pool in pools:
+        assert (pool["hop"], pool["block"]) == (80, 160)
+        assert pool["ratio"] == pytest.approx(pool["us"]["one_by_one"] / pool["us"]["pool"], abs=0.01)
+        assert pool["streams_per_core"] == int(80 / 8000 / pool["us"]["pool"] * 1e6)
+        assert 0 <= pool["missed"] <= 1
+    lines = call(*arguments).stdout.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["streams", "1", "3"]
+    assert call("bench", "tokens.onnx", "--streams", "2", "--items", "8").stdout.splitlines()[1].endswith("-")
+    assert "no list" in refused("bench", "voice.onnx", "--streams", "1,x", code=2)
+    assert "less than one block" in refused("bench", "voice.onnx", "--streams", "1", "--items", 5, code=2)
+    assert "cannot be fed" in refused("bench", "voice.onnx", "--streams", "1", "--block", 100, code=2)
+
+
 def test_bench_needs_a_block(refused):
     assert "less than one block" in refused("bench", "voice.onnx", "--items", 5, code=2)
 

@@ -5,12 +5,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).resolve().parents[2]))
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU, and nvcc or a built CUDA library")
+ROOT = Path(__file__).resolve().parents[2]
+for folder in (ROOT, ROOT / "benchmarks", ROOT / "tests" / "export"):
+    sys.path.append(str(folder))
 
 
 def _missing() -> str | None:
@@ -20,6 +17,7 @@ def _missing() -> str | None:
 
 @pytest.fixture(scope="session")
 def library():
+    """The CUDA library by itself."""
     reason = _missing()
     if reason:
         pytest.skip(reason)
@@ -29,3 +27,21 @@ def library():
         return gpu_models.load()
     except (OSError, RuntimeError) as error:
         pytest.skip(f"no CUDA library: {error}")
+
+
+@pytest.fixture(scope="session")
+def backend():
+    """The backend, where it can be used."""
+    from streamssm.backends.cuda import unavailable
+
+    reason = unavailable()
+    if reason is not None:
+        pytest.skip(f"no GPU for ONNX Runtime: {reason}")
+
+
+@pytest.fixture(scope="session")
+def model_files(tmp_path_factory):
+    """Small models by name, exported once; or those that STREAMSSM_CUDA_MODELS names a folder of."""
+    import gpu_files
+
+    return gpu_files.model_files(tmp_path_factory.mktemp("models"))

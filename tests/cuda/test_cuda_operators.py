@@ -17,6 +17,7 @@ CODES = {"float32": native.FLOAT32, "float16": native.FLOAT16, "bfloat16": nativ
 # of an output, relative to the largest one: float32 arithmetic, then the rounding of the result
 TOLERANCE = {"float32": 3e-6, "float16": 6e-4, "bfloat16": 5e-3}
 STATE_TOLERANCE = 3e-6
+LONG_TOLERANCE = 2e-5  # over a thousand items and more, of which states with slow decay remember all
 
 
 class Conv:
@@ -212,3 +213,82 @@ def test_a_row_does_not_see_the_others(library, case, T):
     y_alone, after_alone = run(library, op, "float16", alone, state[4:5].clone())
     assert torch.equal(y[4:5].view(torch.int16), y_alone.view(torch.int16))
     assert torch.equal(after[4:5], after_alone)
+
+
+LONG = {"conv-4": CASES["conv-4"], "dual": lambda: Dual(3, 32, 1, 128), "scan": lambda: Scan(192, 16),
+        "scan-8": lambda: Scan(128, 8), "scan-24": lambda: Scan(64, 24)}  # fmt: skip
+
+
+@pytest.mark.parametrize("T", [1024, 1300, 1400, 2048])
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("case", LONG)
+def test_long_calls(library, case, kind, T):
+    """Cut into chunks that run side by side: output and state, in place, with slots and lengths."""
+    op = LONG[case]()
+    slots, lengths = [2, -1, 0], [T, T, T - 700]
+    data, pool = op.data(3, T, TYPES[kind]), noise(3, *op.state_shape)
+    for tensor in data.values():
+        tensor[1], tensor[2, lengths[2] :] = float("nan"), float("nan")
+    before = pool.clone()
+    y, pool = run(library, op, kind, data, pool, int32(slots), int32(lengths))
+    again, state = run(library, op, kind, data, before.clone(), int32(slots), int32(lengths))
+    assert torch.equal(y.view(torch.uint8), again.view(torch.uint8))
+    assert torch.equal(pool, state)
+    assert torch.equal(pool[1], before[1])
+    assert not y[1].any()
+    assert not y[2, lengths[2] :].any()
+    for row in (0, 2):
+        items = {k: _f64(v[row : row + 1, : lengths[row]]) for k, v in data.items()}
+        expected_y, expected_state = op.expected(items, _f64(before[slots[row] : slots[row] + 1]))
+        close(y[row : row + 1, : lengths[row]], expected_y, max(TOLERANCE[kind], LONG_TOLERANCE))
+        close(pool[slots[row] : slots[row] + 1], expected_state, LONG_TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_many_rows(library, kind):
+    """A step of hundreds of rows gives each what it gets alone; skipped and empty rows keep their state."""
+    op, B = Scan(1536, 16), 300
+    data, pool = op.data(B, 1, TYPES[kind]), noise(B, *op.state_shape)
+    slots = torch.randperm(B, device="cuda").int()
+    lengths = torch.ones(B, dtype=torch.int32, device="cuda")
+    slots[7], lengths[11] = -1, 0
+    before = pool.clone()
+    y, pool = run(library, op, kind, data, pool, slots, lengths)
+    for row in (0, 1, 150, 299):
+        alone = {k: v[row : row + 1].contiguous() for k, v in data.items()}
+        slot = int(slots[row])
+        y_alone, state = run(library, op, kind, alone, before[slot : slot + 1].clone())
+        assert torch.equal(y[row].view(torch.uint8), y_alone[0].view(torch.uint8))
+        assert torch.equal(pool[slot], state[0])
+    assert not y[7].any()
+    assert not y[11].any()
+    assert torch.equal(pool[int(slots[11])], before[int(slots[11])])
+    unnamed = sorted(set(range(B)) - set(slots.tolist()))
+    assert torch.equal(pool[unnamed], before[unnamed])
+
+
+@pytest.mark.parametrize("T", [1, 40])
+@pytest.mark.parametrize("case", ["conv-4", "scan-16", "dual-130m"])
+def test_parts_of_wider_tensors(library, case, T):
+    """Pitches: the same bits as from dense tensors."""
+    op = CASES[case]()
+    data, state = op.data(2, T, torch.float16), noise(2, *op.state_shape)
+    y, after = run(library, op, "float16", data, state.clone())
+    wide = {
+        k: torch.full((2, T, v[0, 0].numel() + 16), float("nan"), dtype=v.dtype, device="cuda")
+        for k, v in data.items()
+    }
+    for name, tensor in data.items():
+        wide[name][..., :-16] = tensor.flatten(2)
+    names = {"conv-4": ["x"], "scan-16": ["z", "B", "C"], "dual-130m": ["x", "B", "C"]}[case]
+    got = torch.full_like(y, float("nan"))
+    call = op.call(
+        (2, T, None, None), CODES["float16"], {**data, **{n: wide[n] for n in names}}, state, state, got
+    )
+    pitch = {name: wide[name].shape[2] for name in names}
+    for field, name in (("x_pitch", "x"), ("z_pitch", "z"), ("bc_pitch", "B")):
+        if name in pitch and any(field == entry[0] for entry in call._fields_):
+            setattr(call, field, pitch[name])
+    library.operator(op.name, call, torch.cuda.current_stream().cuda_stream)
+    assert torch.equal(got, y)
+    assert torch.equal(state, after)

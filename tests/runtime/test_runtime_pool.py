@@ -53,7 +53,7 @@ def test_a_slot_gives_what_a_stream_gives(opened, rng, name, block, items):
 OPERATIONS = st.lists(
     st.tuples(
         st.sampled_from(
-            ["push", "push", "push", "step", "step", "move", "pause", "resume", "reset", "flush"]
+            ["push", "push", "rows", "step", "step", "move", "pause", "resume", "reset", "flush"]
         ),
         st.integers(0, SLOTS),
         st.integers(0, 17),
@@ -74,6 +74,8 @@ class History:
     def do(self, what, key, n):
         if what == "step":
             self.step()
+        elif what == "rows":
+            self.push_rows(n)
         elif key not in self.pool:
             self.open(key)
         elif what in ("pause", "resume", "flush"):
@@ -100,6 +102,14 @@ class History:
         self.given[key].append(chunk.copy())
         self.pool.push(key, chunk)
         chunk[...] = 0  # the pool has its own copy
+
+    def push_rows(self, n):
+        keys = [key for key in self.pool if not self.pool._slots[key].ending]
+        if keys:
+            chunks = self.toy.random(n, self.rng, len(keys))
+            self.pool.push_rows(keys, chunks)
+            for key, chunk in zip(keys, chunks, strict=True):
+                self.given[key].append(chunk)
 
     def reset(self, key, _):
         self.pool.reset(key)

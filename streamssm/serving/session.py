@@ -1,0 +1,399 @@
+"""One websocket: a stream of the pool, and what its client and the server say to each other.
+
+A reader takes messages, a writer sends what the stream returns. Whoever is done first, or a request from
+outside, says how the session ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from aiohttp import WSMsgType, web
+
+from streamssm.errors import InputError, SnapshotError, StreamSSMError, UsageError
+from streamssm.outputs import by_name
+from streamssm.rows import make_rows
+from streamssm.serving import PROTOCOL, wire
+from streamssm.serving.endings import EOF, GONE, Ending, failed
+from streamssm.serving.wire import SLICE, Asked, Intake, Message, sound
+
+if TYPE_CHECKING:
+    from streamssm.aio import AsyncStream
+    from streamssm.model import Model
+    from streamssm.outputs import Array
+    from streamssm.rows import Rows
+    from streamssm.serving.metrics import Metrics
+    from streamssm.stream import Result
+
+_EXTRA = "streamssm.serve"
+_STRIKES = 32  # refused messages in a row, after which a client is not understood
+_RECENT = 512  # latencies that percentiles are taken of
+_LEVEL_DIGITS = 4
+
+
+def emits(model: Model, asked: Asked) -> str:
+    """What a stream sends, after a trial whether the model can do what is asked for.
+
+    Raises:
+        StreamSSMError: it cannot.
+    """
+    emit = asked.emit or ("events" if model.manifest.events is not None else "items")
+    Intake(model.manifest.input, asked)
+    if emit != "none":
+        make_rows(model.manifest, emit)
+    return emit
+
+
+class Session:
+    """A client and its stream, from ``ready`` to the close frame."""
+
+    def __init__(
+        self,
+        name: str,
+        ws: web.WebSocketResponse,
+        transport: asyncio.Transport | None,
+        stream: AsyncStream,
+        asked: Asked,
+        metrics: Metrics,
+    ):
+        self.name, self.model = name, stream.model
+        self.heard = time.monotonic()
+        self.sending: float | None = None  # since when a message has been waiting to be taken
+        self._transport = transport
+        self._ws, self._stream, self._asked, self._metrics = ws, stream, asked, metrics
+        manifest = self.model.manifest
+        self._intake = Intake(manifest.input, asked)
+        self._emit = emits(self.model, asked)
+        self._rows: Rows | None = None if self._emit == "none" else make_rows(manifest, self._emit)
+        self._level = manifest.outputs[0].name if manifest.events is None else manifest.events.output
+        self._frames = 0  # of the output that levels are sent of
+        self._arrivals: deque[tuple[int, float]] = deque()  # position after a message, when it came
+        self._latencies: deque[float] = deque(maxlen=_RECENT)
+        self._expects_snapshot = False
+        self._strikes = 0
+        self._again = asyncio.Event()
+        self._stop: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        self._commands: dict[str, Callable[[wire.Command], Awaitable[Ending | None]]] = {
+            "input": self._on_input,
+            "flush": self._on_flush,
+            "reset": self._on_reset,
+            "snapshot": self._on_snapshot,
+            "resume": self._on_resume,
+            "eof": self._on_eof,
+            "ping": self._on_ping,
+        }
+        self._counts = metrics.of(manifest.name)
+
+    @property
+    def waiting(self) -> int:
+        """Items accepted and not yet run."""
+        return max(0, self._stream.position - self._stream.done)
+
+    def stop(self, ending: Ending) -> None:
+        """End the session, if it does not already end."""
+        if not self._stop.done():
+            self._stop.set_result(ending)
+
+    def abort(self, ending: Ending) -> None:
+        """Cut the connection of a client that does not even take a close frame."""
+        self.stop(ending)
+        if (transport := self._transport) is not None:
+            transport.abort()
+
+    async def run(self, limits: Message) -> Ending:
+        """Talk until the end; returns what it was."""
+        await self._send(self._ready() | limits)
+        reader, writer = asyncio.create_task(self._read()), asyncio.create_task(self._write())
+        tasks: list[asyncio.Task[Any]] = [reader, writer]
+        if self._asked.stats:
+            tasks.append(asyncio.create_task(self._tell_stats()))
+        try:
+            await asyncio.wait([*tasks, self._stop], return_when=asyncio.FIRST_COMPLETED)
+            ending = self._ending(tasks)
+            reader.cancel()
+            tasks.append(last := asyncio.create_task(self._end(ending)))
+            if ending.flush:  # without the writer what is left would never be sent
+                await asyncio.wait([writer, last], return_when=asyncio.FIRST_COMPLETED)
+            return GONE if ending.flush and writer.done() and not last.done() else await last
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ending(self, tasks: list[asyncio.Task[Any]]) -> Ending:
+        if self._stop.done():
+            return self._stop.result()
+        done = next(task for task in tasks if task.done())
+        error = done.exception()
+        if error is None:
+            return done.result() or GONE
+        if isinstance(error, ConnectionError):
+            return GONE
+        return failed(error)
+
+    async def _end(self, ending: Ending) -> Ending:
+        """Say what is left to say, and close."""
+        if ending.code is None:
+            return ending
+        try:
+            if ending.flush:
+                ending = await self._flushed(ending)
+            if ending.error is not None:
+                self._metrics.errors[type(ending.error).__name__] += 1
+                await self._send(wire.error_message(ending.error, fatal=True))
+            await self._ws.close(code=ending.code or 1000, message=ending.text.encode())
+        except ConnectionError:
+            return GONE
+        return ending
+
+    async def _flushed(self, ending: Ending) -> Ending:
+        try:
+            await self._flush()
+        except StreamSSMError as error:
+            return failed(error)
+        return ending
+
+    # From the client.
+
+    async def _read(self) -> Ending:
+        while True:
+            message = await self._ws.receive()
+            self.heard = time.monotonic()
+            try:
+                if message.type is WSMsgType.BINARY:
+                    await self._on_binary(message.data)
+                elif message.type is WSMsgType.TEXT:
+                    if (ending := await self._on_text(message.data)) is not None:
+                        return ending
+                else:
+                    return self._closed(message)
+                self._strikes = 0
+            except StreamSSMError as error:
+                await self._complain(error)
+
+    @staticmethod
+    def _closed(message: Any) -> Ending:
+        if message.type is WSMsgType.ERROR and getattr(message.data, "code", None) == 1009:
+            return Ending(None, "message too big")
+        return GONE if message.type is not WSMsgType.ERROR else Ending(None, "protocol error")
+
+    async def _complain(self, error: StreamSSMError) -> None:
+        """Tell the client; give up on one that is never understood, and on a stream that has failed."""
+        self._strikes += 1
+        if self._stream.error is not None or self._strikes >= _STRIKES:
+            raise error
+        self._metrics.errors[type(error).__name__] += 1
+        await self._send(wire.error_message(error, fatal=False))
+
+    async def _on_binary(self, data: bytes) -> None:
+        if self._expects_snapshot:
+            self._expects_snapshot = False
+            await self._resume(data)
+        else:
+            await self._push(self._intake.binary(data))
+
+    async def _on_text(self, text: str) -> Ending | None:
+        if self._expects_snapshot:
+            self._expects_snapshot = False
+            raise InputError("after resume the snapshot is due, as one binary message; text came instead")
+        command = wire.parse_command(text)
+        handler = self._commands.get(command.type)
+        if handler is None:
+            raise InputError(f"type {command.type!r} is none of {', '.join(sorted(self._commands))}")
+        return await handler(command)
+
+    async def _on_input(self, command: wire.Command) -> None:
+        await self._push(self._intake.values(command.x))
+
+    async def _on_flush(self, _: wire.Command) -> None:
+        await self._flush()
+
+    async def _on_eof(self, _: wire.Command) -> Ending:
+        return EOF
+
+    async def _on_ping(self, command: wire.Command) -> None:
+        await self._send({"type": "pong", "id": command.id})
+
+    async def _on_reset(self, _: wire.Command) -> None:
+        await self._stream.reset()
+        self._start_anew()
+        await self._send({"type": "reset"})
+
+    async def _on_snapshot(self, _: wire.Command) -> None:
+        if not self._intake.exact:
+            raise UsageError("a stream that is resampled cannot be saved; open it at the model's own rate")
+        async with self._stream.held():
+            await self._stream.caught_up()
+            rows = None if self._rows is None else self._rows.state()
+            extra = {"emit": self._emit, "rows": rows, "frames": self._frames}
+            saved = await self._stream.snapshot({_EXTRA: msgspec.json.encode(extra).decode()})
+            # said while nothing else is: rows before it are of items before it
+            await self._send({"type": "snapshot", "item": self._stream.position, "bytes": len(saved)})
+            await self._send_bytes(saved)
+
+    async def _on_resume(self, _: wire.Command) -> None:
+        if not self._intake.exact:
+            raise UsageError("a stream that is resampled cannot be resumed; open it at the model's own rate")
+        self._expects_snapshot = True
+
+    async def _resume(self, data: bytes) -> None:
+        from streamssm.snapshot import decode
+
+        saved = decode(self.model, data).extra.get(_EXTRA)
+        rows, frames = self._saved_rows(saved)
+        async with self._stream.held():
+            await self._stream.restore(data)
+            self._start_anew()
+            self._rows, self._frames = rows, frames
+            await self._send({"type": "resumed", "item": self._stream.position})
+
+    def _saved_rows(self, saved: str | None) -> tuple[Rows | None, int]:
+        """Rows that go on where the saved ones stopped; the stream is as it was if they cannot."""
+        try:
+            extra = msgspec.json.decode(saved or "{}")
+            if extra.get("emit") != self._emit:
+                raise SnapshotError(
+                    f"the snapshot was saved with emit={extra.get('emit')}, this stream has emit={self._emit}"
+                )
+            if self._emit == "none":
+                return None, int(extra["frames"])
+            rows = make_rows(self.model.manifest, self._emit)
+            rows.restore(extra["rows"])
+            return rows, int(extra["frames"])
+        except SnapshotError:
+            raise
+        except Exception as error:  # anything may be in there
+            raise SnapshotError("the snapshot was not saved by a server: take one with 'snapshot'") from error
+
+    def _start_anew(self) -> None:
+        if self._rows is not None:
+            self._rows = make_rows(self.model.manifest, self._emit)
+        self._intake = Intake(self.model.manifest.input, self._asked)
+        self._frames = 0
+        self._arrivals.clear()
+        self._again.set()
+
+    async def _push(self, frames: Array) -> None:
+        at = time.perf_counter()
+        if self._intake.exact and len(frames) <= SLICE:  # the pool itself takes it whole or not at all
+            await self._push_items(self._intake.as_items(frames), at)
+            return
+        for items in self._intake.items(sound(frames)):
+            await self._push_items(items, at)
+
+    async def _push_items(self, items: Array, at: float) -> None:
+        if not len(items):
+            return
+        arrival = (self._stream.position + len(items), at)
+        self._arrivals.append(arrival)
+        try:
+            await self._stream.push(items)
+        except InputError:
+            self._arrivals.remove(arrival)
+            raise
+        self._counts.items += len(items)
+
+    async def _flush(self) -> None:
+        """End the sequence and send what it leaves."""
+        if self._stream.error is not None:
+            raise self._stream.error
+        if not self._stream.ended:
+            tail = self._intake.tail()
+            if len(tail):
+                await self._push_items(tail, time.perf_counter())
+            await self._stream.flush()
+            await self._stream.caught_up()
+            if self._rows is not None:
+                await self._send_rows(self._rows.flush())
+        await self._send({"type": "flushed", "items": self._stream.position})
+
+    # To the client.
+
+    def _ready(self) -> Message:
+        described = wire.describe_model(self.model, self._stream.block)
+        kept = ("rate", "hop", "block", "lookahead", "input", "outputs")
+        return {
+            "type": "ready",
+            "protocol": PROTOCOL,
+            "session": self.name,
+            "model": described["name"],
+            **{key: described[key] for key in kept},
+            "events": self._emit == "events",
+            "emit": self._emit,
+        }
+
+    async def _write(self) -> None:
+        """Send results, sequence after sequence, until somebody stops it."""
+        while True:
+            async for result in self._stream:
+                await self._emit_result(result)
+            self._again.clear()
+            if self._stream.ended:
+                await self._again.wait()
+
+    async def _emit_result(self, result: Result) -> None:
+        self._note_latency()
+        outputs = by_name(self.model.manifest, result)
+        rows = [] if self._rows is None else self._rows.push(outputs)
+        start, self._frames = self._frames, self._frames + len(outputs[self._level])
+        if self._asked.levels:
+            await self._send(self._levels(outputs[self._level], start))
+        await self._send_rows(rows)
+
+    def _levels(self, values: Array, start: int) -> Message:
+        """The output as short numbers, for showing."""
+        rows = values.reshape(len(values), -1).tolist()
+        short = [[round(value, _LEVEL_DIGITS) for value in row] for row in rows]
+        shown = [row[0] for row in short] if len(short[0]) == 1 else short
+        return {"type": "levels", "output": self._level, "start": start, "values": shown}
+
+    def _note_latency(self) -> None:
+        """How long ago the message came that completed the block which was run last."""
+        done = self._stream.read
+        while self._arrivals and self._arrivals[0][0] < done:
+            self._arrivals.popleft()
+        if self._arrivals:
+            took = time.perf_counter() - self._arrivals[0][1]
+            self._latencies.append(took)
+            self._counts.latency.add(took)
+
+    async def _tell_stats(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            found = sorted(self._latencies)
+            p50, p99 = (
+                round(1e3 * found[min(len(found) - 1, int(share * len(found)))], 3) if found else None
+                for share in (0.5, 0.99)
+            )
+            position = self._stream.position
+            await self._send(
+                {"type": "stats", "items": position, "p50_ms": p50, "p99_ms": p99, "queue": self.waiting}
+            )
+
+    async def _send_rows(self, rows: list[Message]) -> None:
+        for row in rows:
+            await self._send({"type": "row", **row})
+        if rows:
+            self._counts.rows += len(rows)
+
+    async def _send(self, message: Message) -> None:
+        await self._taken(self._ws.send_str(wire.encode(message)))
+
+    async def _send_bytes(self, data: bytes) -> None:
+        await self._taken(self._ws.send_bytes(data))
+
+    async def _taken(self, sent: Awaitable[None]) -> None:
+        """Send, and let it be known for how long the client has not been taking what it is sent."""
+        mine = self.sending is None
+        if mine:
+            self.sending = time.monotonic()
+        try:
+            await sent
+        finally:
+            if mine:
+                self.sending = None

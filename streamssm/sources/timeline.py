@@ -1,0 +1,76 @@
+"""Times of rows against the model's rate: how many items are missing between two of them."""
+
+from __future__ import annotations
+
+import statistics
+from datetime import UTC, datetime
+from fractions import Fraction
+
+# A row may come late by this part of an item without one being missing.
+_LATE = 0.75
+# So much of what a row is early or late moves the expectation: a clock that runs up to 7 % too slow leaves
+# no gaps, and jitter hardly moves it.
+_FOLLOW = 0.1
+_JUDGED = 20  # intervals after which the rate is judged
+_TOLERANCE = 0.25
+
+
+class Timeline:
+    """Watches the moments of rows that should come at ``rate`` a second."""
+
+    def __init__(self, rate: Fraction, column: str):
+        self._rate, self._column = float(rate), column
+        self._latest: float | None = None
+        self._expected = 0.0
+        self._intervals: list[float] = []
+
+    def missing(self, moment: float) -> int:
+        """Items missing before a row, by its moment in seconds.
+
+        Raises:
+            ValueError: time ran backwards, or the rows come at another rate; the message says so.
+        """
+        if self._latest is None:
+            self._latest, self._expected = moment, moment + 1 / self._rate
+            return 0
+        if moment < self._latest:
+            raise ValueError(
+                f"{self._column} runs backwards, from {self._latest:.6f} to {moment:.6f}; sort the rows, or "
+                "leave --time-column out"
+            )
+        self._judge(moment - self._latest)
+        late = (moment - self._expected) * self._rate
+        away = round(late) if late >= _LATE else 0
+        self._latest = moment
+        self._expected += (1 + away + _FOLLOW * (late - away)) / self._rate
+        return away
+
+    def _judge(self, interval: float) -> None:
+        if len(self._intervals) >= _JUDGED:
+            return
+        self._intervals.append(interval)
+        middle = statistics.median(self._intervals)
+        if len(self._intervals) < _JUDGED or abs(middle * self._rate - 1) <= _TOLERANCE:
+            return
+        if middle == 0:
+            raise ValueError(f"{self._column} is coarser than the rows; leave --time-column out")
+        raise ValueError(
+            f"rows come {1 / middle:g} times a second by {self._column}, the model takes {self._rate:g}; "
+            "resample them first, or leave --time-column out"
+        )
+
+
+def moment_of(text: str) -> float:
+    """Seconds as a number, or a date and time of ISO 8601, in UTC where no zone is given.
+
+    Raises:
+        ValueError: it is neither, or not finite.
+    """
+    try:
+        moment = float(text)
+    except ValueError:
+        date = datetime.fromisoformat(text)
+        moment = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+    if not abs(moment) < float("inf"):
+        raise ValueError(f"{text} is not a moment")
+    return moment

@@ -1,0 +1,236 @@
+"""``backend="cuda"`` through streams and pools: splits, graphs, snapshots, masks, fallbacks."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+
+import numpy as np
+import pytest
+
+import streamssm
+from streamssm.backends import cuda
+from streamssm.backends.cudart import Queue
+from streamssm.errors import BackendError
+
+MODELS = ["vad", "mamba", "mamba2", "hybrid"]
+SHORT = 10_000  # replays by default
+TOLERANCE = {"rtol": 2e-4, "atol": 2e-5}  # of a GPU's results beside a processor's
+
+pytestmark = pytest.mark.gpu
+
+
+def load(files, name, backend="cuda"):
+    return streamssm.load(name if name == "vad" else files[name], backend=backend)
+
+
+def items(model, blocks, seed=0, batch=None):
+    """Whole blocks of the model's own size."""
+    count, spec = blocks * model.manifest.block, model.manifest.input
+    shape = (count, *spec.shape) if batch is None else (batch, count, *spec.shape)
+    return 0.3 * np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def pair(request, backend, model_files):
+    """The model on the GPU and on the processor."""
+    return load(model_files, request.param), load(model_files, request.param, "cpu")
+
+
+@pytest.fixture(scope="module")
+def model(pair):
+    return pair[0]
+
+
+def run(stream, x, cuts):
+    """What the stream gives for ``x``, pushed in these parts."""
+    parts = [stream.push(x[first:last]) for first, last in itertools.pairwise([0, *cuts, len(x)])]
+    return np.concatenate([*parts, stream.flush()]).tobytes()
+
+
+def cuts_of(x, seed, count=7):
+    return sorted(np.random.default_rng(seed).integers(0, len(x) + 1, count).tolist())
+
+
+def test_our_kernels_run(model):
+    assert str(model.backend.kernels) == "native (cuda)"
+
+
+def test_the_processor_agrees(pair):
+    gpu, cpu = pair
+    x = items(cpu, 40)
+    np.testing.assert_allclose(gpu.scan(x), cpu.scan(x), **TOLERANCE)
+    block = 8 * cpu.manifest.block
+    np.testing.assert_allclose(gpu.scan(x, block), cpu.scan(x), **TOLERANCE)
+
+
+def test_any_split_gives_the_same_bytes(model):
+    x = items(model, 12)[: -max(1, model.manifest.input.hop // 3)]
+    for block in (model.manifest.block, 3 * model.manifest.block):
+        whole = model.scan(x, block).tobytes()
+        for seed in range(6):
+            assert run(model.stream(block), x, cuts_of(x, seed)) == whole
+
+
+def test_graphs_change_no_byte(model, monkeypatch):
+    x = items(model, 60)
+    with_graphs, stream = model.scan(x).tobytes(), model.stream()
+    got = run(stream, x, [])
+    assert any(stream._lane._step._graphs)
+    monkeypatch.setattr(model.backend, "graphs", False)
+    plain = model.stream()
+    assert got == with_graphs == run(plain, x, [])
+    assert not any(plain._lane._step._graphs)
+
+
+@pytest.mark.parametrize("steps", [SHORT, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_long_replays_are_the_steps_themselves(model, steps, monkeypatch):
+    """Every tenth state of a long stream, and the last, beside steps without graphs."""
+    block, x = model.manifest.block, items(model, 64)
+    chunks = [x[at : at + block] for at in range(0, len(x), block)]
+    replayed = model.stream()
+    monkeypatch.setattr(model.backend, "graphs", False)
+    plain = model.stream()
+    for step in range(steps):
+        monkeypatch.setattr(model.backend, "graphs", True)
+        got = replayed.push(chunks[step % 64])
+        monkeypatch.setattr(model.backend, "graphs", False)
+        assert got.tobytes() == plain.push(chunks[step % 64]).tobytes(), step
+    assert all(replayed._lane._step._graphs)
+    assert replayed.snapshot() == plain.snapshot()
+
+
+def test_snapshots_cross_devices(pair):
+    """The bytes of the state are the same on both sides, and either goes on with what the other left."""
+    x, half = items(pair[0], 20), 10 * pair[0].manifest.block + 1
+    for here, there in (pair, pair[::-1]):
+        stream = here.stream()
+        stream.push(x[:half])
+        saved = stream.snapshot()
+        moved = there.resume(saved)
+        assert moved.snapshot() == saved
+        rest = np.concatenate([moved.push(x[half:]), moved.flush()])
+        wanted = np.concatenate([stream.push(x[half:]), stream.flush()])
+        np.testing.assert_allclose(rest, wanted, **TOLERANCE)
+        back = here.resume(there.resume(saved).snapshot())
+        assert np.concatenate([back.push(x[half:]), back.flush()]).tobytes() == wanted.tobytes()
+
+
+def test_reset_and_fork(model):
+    x = items(model, 9)
+    stream = model.stream()
+    first = stream.push(x)
+    twin = stream.fork()
+    assert twin.push(x).tobytes() == stream.push(x).tobytes()
+    stream.reset()
+    assert stream.push(x).tobytes() == first.tobytes()
+
+
+def test_rows_of_a_batch_do_not_see_each_other(model):
+    x = items(model, 10, batch=5)
+    whole = model.scan(x)
+    x[[0, 2, 4]] = items(model, 10, seed=9, batch=3)
+    other = model.scan(x)
+    assert other[[1, 3]].tobytes() == whole[[1, 3]].tobytes()
+    np.testing.assert_allclose(whole[1], model.scan(x[1]), **TOLERANCE)
+
+
+def test_a_stream_of_a_pool_does_not_see_the_others(model):
+    """Alone, in company, in another slot: the same bytes; idle streams keep their state, byte for byte."""
+    block, x = model.manifest.block, items(model, 12)
+    chunks = [x[at : at + block] for at in range(0, len(x), block)]
+
+    def collect(pool, key, results):
+        return [y.tobytes() for found, y in results if found == key]
+
+    with model.pool(6) as pool:
+        pool.open("alone")
+        alone = []
+        for chunk in chunks:
+            pool.push("alone", chunk)
+            alone += collect(pool, "alone", pool.step())
+    random = np.random.default_rng(5)
+    with model.pool(6) as pool:
+        for key in "abcd":
+            pool.open(key)
+        pool.open("ours")
+        ours = []
+        for step, chunk in enumerate(chunks):
+            for key in random.permutation(list("abcd"))[: step % 4].tolist():
+                pool.push(key, items(model, 1, seed=step))
+            before = {key: pool.snapshot(key) for key in "abcd" if not pool.pending(key)}
+            pool.push("ours", chunk)
+            ours += collect(pool, "ours", pool.step())
+            for key, saved in before.items():
+                assert pool.snapshot(key) == saved
+        assert ours == alone
+        moved = pool.snapshot("ours")
+    with model.pool(6) as pool:
+        pool.open("other")
+        pool.open("ours", moved)
+        assert pool.snapshot("ours") == moved
+        pool.reset("ours")
+        again = []
+        for chunk in chunks:
+            pool.push("ours", chunk)
+            again += collect(pool, "ours", pool.step())
+        assert again == alone
+
+
+def test_the_last_items_of_a_pool(model):
+    x = items(model, 5)[: -max(1, model.manifest.block // 2)]
+    with model.pool(3) as pool:
+        pool.open("a"), pool.open("b")
+        pool.push("a", x)
+        pool.flush("a")
+        parts = []
+        while "a" in pool:
+            parts += [y for key, y in pool.step() if key == "a"]
+    np.testing.assert_allclose(np.concatenate(parts), model.scan(x), **TOLERANCE)
+
+
+def test_a_failed_capture_is_said_and_changes_no_byte(backend, model_files, monkeypatch, caplog):
+    model = load(model_files, "mamba")
+    x = items(model, 10)
+    wanted = model.scan(x).tobytes()
+
+    def refuse(self, work, host):
+        raise BackendError("no graphs today")
+
+    monkeypatch.setattr(Queue, "capture", refuse)
+    with caplog.at_level(logging.WARNING, "streamssm"):
+        assert model.scan(x).tobytes() == wanted
+        assert model.scan(x).tobytes() == wanted
+    assert [record.getMessage() for record in caplog.records if "no graphs today" in record.getMessage()] == [
+        "mamba runs without CUDA graphs, more slowly: no graphs today"
+    ]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_without_our_kernels(backend, model_files, name, monkeypatch):
+    """The bodies in the file run on the GPU too, pools included."""
+    cpu = load(model_files, name, "cpu")
+    monkeypatch.setenv("STREAMSSM_KERNELS", "off")
+    model = load(model_files, name)
+    assert str(model.backend.kernels) == "plain ONNX: STREAMSSM_KERNELS=off"
+    x = items(model, 6)
+    np.testing.assert_allclose(model.scan(x), cpu.scan(x), **TOLERANCE)
+    with model.pool(3) as pool:
+        pool.open("idle"), pool.open("ours")
+        before, parts = pool.snapshot("idle"), []
+        for at in range(0, len(x), model.manifest.block):
+            pool.push("ours", x[at : at + model.manifest.block])
+            parts += [y for _, y in pool.step()]
+        assert pool.snapshot("idle") == before
+    np.testing.assert_allclose(np.concatenate(parts), cpu.scan(x)[: sum(map(len, parts))], **TOLERANCE)
+
+
+def test_a_small_model_stays_on_the_processor(backend):
+    assert streamssm.load("vad").backend.name == "cpu"
+
+
+@pytest.mark.skipif(cuda.unavailable() is None, reason="there is a GPU")
+def test_a_missing_gpu_is_said():
+    with pytest.raises(BackendError, match=r"the GPU cannot be used: .*; or choose backend='cpu'"):
+        streamssm.load("vad", backend="cuda")
+    assert streamssm.load("vad", backend="auto").backend.name == "cpu"
