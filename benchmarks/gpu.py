@@ -65,7 +65,7 @@ def microseconds(work, repeats: int = 200, batch: int = 5) -> float:
 
 
 def several(call, count: int = 8) -> float:
-    """Microseconds of one call of a kernel among several in a graph: its start costs some microseconds too."""
+    """Microseconds of one call of a kernel among several in a graph, whose start costs some too."""
     return microseconds(lambda: [call(i) for i in range(count)], 50, 2) / count
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from streamssm.chunks import ChunkRule
     from streamssm.model import Model
     from streamssm.pool import Array, Key, Pool
-    from streamssm.stepping import Ran
+    from streamssm.stepping import Step
     from streamssm.stream import Result
 
 _LEAST_UNREAD = 16  # results
@@ -112,17 +112,18 @@ class AsyncPool:
             return None
         return self._stepper.submit(self._stepper.forget, key)
 
-    def _deliver(self, ran: Ran, ended: set[Key], took: float) -> None:
-        for key, result in ran:
-            stream = self._streams.get(key)
-            if stream is None:
-                continue
-            if isinstance(result, Exception):
-                stream._end(result)
-            else:
-                stream._take(result, key in ended)
-        if self._on_step is not None:
-            self._on_step(len(ran), took)
+    def _deliver(self, steps: list[Step]) -> None:
+        for ran, ended, took in steps:
+            for key, result in ran:
+                stream = self._streams.get(key)
+                if stream is None:
+                    continue
+                if isinstance(result, Exception):
+                    stream._end(result)
+                else:
+                    stream._take(result, key in ended)
+            if self._on_step is not None:
+                self._on_step(len(ran), took)
 
     def _die(self, error: BaseException) -> None:
         self.failed = error

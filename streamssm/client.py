@@ -31,6 +31,8 @@ Array = npt.NDArray[Any]
 Row = dict[str, Any]
 
 _PATH = "/v1/stream"
+_TEXT = 1 << 17  # bytes of numbers that a server takes in a message
+_TOKEN = 21  # characters of the longest one, with its comma
 _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 _KINDS: dict[str, np.dtype[Any]] = {"f32le": np.dtype("<f4"), "s16le": np.dtype("<i2")}
 
@@ -127,7 +129,9 @@ class _Talk:
         most = int(self.ready.get("max_message", 1 << 20))
         spec = self.ready["input"]
         if spec["kind"] == "tokens":
-            return [_text({"type": "input", "x": np.asarray(x).tolist()})]
+            tokens, size = np.asarray(x).tolist(), max(1, min(most - 64, _TEXT) // _TOKEN)
+            parts = [tokens[at : at + size] for at in range(0, len(tokens), size)]
+            return [_text({"type": "input", "x": part}) for part in parts]
         data = x if isinstance(x, bytes) else self._typed(x).tobytes()
         frame = self._kind.itemsize * (self._channels or math.prod(spec["shape"]))
         size = max(frame, most - most % frame)

@@ -72,7 +72,8 @@ class ModelFile:
     @property
     def nbytes(self) -> int:
         """Bytes of the file, and of those beside it."""
-        return self.path.stat().st_size + sum(file.size for file in self.manifest.external)
+        own = self.path.stat().st_size if self.stamp is None else self.stamp.size
+        return own + sum(file.size for file in self.manifest.external)
 
     def check_unchanged(self) -> None:
         """Refuse if what was read is no longer what lies there; for whoever reads it again by name.

@@ -245,6 +245,11 @@ class Pool:
             slot.position, slot.ending = position, True  # padding does not count
             self._note(slot)
 
+    @property
+    def behind(self) -> bool:
+        """Whether a stream that the last step ran has another block already."""
+        return self._behind
+
     def ready(self) -> int:
         """Streams that the next step would run."""
         return len(self._ready)
@@ -273,7 +278,8 @@ class Pool:
 
         Raises:
             BackendError: the run failed; every stream is as it was. If only a later part of the
-                streams fails, the results of the others are returned, and the next step fails.
+                streams fails, the results of the others are returned, and the next step, which runs
+                that part alone, fails.
             StreamTornError: an interrupt (KeyboardInterrupt) had cut a stream's step short; reset it.
         """
         results: list[tuple[Key, Result]] = []
@@ -281,13 +287,18 @@ class Pool:
             with self._lock:
                 self._behind = False
                 ready = {slot.row: slot for slot in self._ready.values()}
-                others = [slot.row for key, slot in self._slots.items() if key not in self._ready]
-            try:
-                for items, call in self._calls(ready, others):
-                    results += self._run(call, items, [ready[row] for row in call.slots])
-            except BackendError:
-                if not results:
-                    raise
+                ready = {row: slot for row, slot in ready.items() if slot.suspect} or ready
+                others = [slot.row for slot in self._slots.values() if slot.row not in ready]
+            for items, call in self._calls(ready, others):
+                slots = [ready[row] for row in call.slots]
+                try:
+                    results += self._run(call, items, slots)
+                except Exception:
+                    for slot in slots:
+                        slot.suspect = True
+                    if not results:
+                        raise
+                    break
         return results
 
     def _calls(self, ready: dict[int, Slot], others: list[int]) -> Iterator[tuple[int, Call]]:
@@ -322,6 +333,7 @@ class Pool:
 
     def _advance(self, slot: Slot, items: int) -> None:
         """A stream has been run; it may be ready again, behind those that have waited longer."""
+        slot.suspect = False
         if items < self._block:
             self._forget(slot.key)
         else:

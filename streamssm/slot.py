@@ -32,6 +32,7 @@ class Slot:
         "row",
         "since",
         "stage",
+        "suspect",
         "torn",
     )
 
@@ -48,6 +49,7 @@ class Slot:
         self.position = 0  # items accepted
         self.done = 0  # items run, padding included
         self.ending = False
+        self.suspect = False  # it was in a call that failed
         self.torn = False  # an interrupt cut its step short
 
     def put(self, items: Array) -> None:

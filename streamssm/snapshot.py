@@ -34,6 +34,7 @@ _PENDING = "pending"
 _STATE = "state."  # keeps a state of the name "pending" apart
 _EXTRA = "extra."
 _CODES = {"int64": "I64", "float32": "F32"}
+_SHOWN = 3  # names in a message
 _LIMIT = 1 << 26  # a header of 64 MiB is no header
 
 
@@ -130,7 +131,11 @@ def _check_tensors(manifest: Manifest, tensors: dict[str, Array], batch: int) ->
     """Compare the tensors with the manifest; returns the pending items."""
     wanted = {_STATE + spec.name: (spec.dtype, (batch, *spec.shape)) for spec in manifest.states}
     if tensors.keys() != {_PENDING, *wanted}:
-        raise SnapshotError(f"the snapshot holds {sorted(tensors)}, the model wants {sorted(wanted)}")
+        missing, strange = sorted({_PENDING, *wanted} - set(tensors)), sorted(tensors.keys() - wanted)
+        raise SnapshotError(
+            f"the snapshot holds {len(tensors)} tensors, the model wants {1 + len(wanted)}; missing are "
+            f"{missing[:_SHOWN]}, unknown {[name for name in strange if name != _PENDING][:_SHOWN]}"
+        )
     for name, (dtype, shape) in wanted.items():
         _check_tensor(name, tensors[name], dtype, shape)
     pending, spec = tensors[_PENDING], manifest.input
@@ -187,7 +192,7 @@ def _header(data: bytes) -> tuple[Header, dict[str, str]]:
                 "upgrade streamssm, or save it again"
             )
         return msgspec.convert(metadata, Header), msgspec.convert(metadata, dict[str, str])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise SnapshotError(f"the snapshot is damaged: {error}; save it again") from error
 
 

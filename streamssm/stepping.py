@@ -22,23 +22,26 @@ if TYPE_CHECKING:
     from streamssm.stream import Result
 
     Ran = list[tuple[Key, Result | Exception]]
+    Step = tuple[Ran, set[Key], float]
 
 T = TypeVar("T")
 
+_BURST = 0.001  # seconds that streams which are behind may hold back what others get
 _PATIENCE = 0.25  # seconds until an idle stepping thread looks whether it is still wanted
 
 
 class Stepper:
     """The threads of a pool.
 
-    ``deliver(ran, ended, seconds)`` is called in the event loop after every step, with results or failures
-    by key, the keys whose stream has ended, and how long it took; ``die(error)`` if stepping itself failed.
+    ``deliver(steps)`` is called in the event loop after a step, or a few short ones, with for each the
+    results or failures by key, the keys whose stream has ended, and how long it took; ``die(error)`` if
+    stepping itself failed.
     """
 
     def __init__(
         self,
         pool: Pool,
-        deliver: Callable[[Ran, set[Key], float], None],
+        deliver: Callable[[list[Step]], None],
         die: Callable[[BaseException], None],
     ):
         self.pool = pool
@@ -131,20 +134,28 @@ class Stepper:
             while not self._stopping:
                 if self.pool.wait(_PATIENCE):
                     with self._turn:
-                        self._step()
+                        self._post(self._deliver, self._steps())
         except BaseException as error:
             self._stopping = True
             self._post(self._die, error)
 
-    def _step(self) -> None:
+    def _steps(self) -> list[Step]:
+        """A step; more of them while there are streams behind, for a moment: to hand over each result of
+        theirs would take as long as to compute it."""
+        until = time.perf_counter() + _BURST
+        steps = [self._step()]
+        while self.pool.behind and time.perf_counter() < until:
+            steps.append(self._step())
+        return steps
+
+    def _step(self) -> Step:
         began = time.perf_counter()
         try:
             ran: Ran = list(self.pool.step())
         except Exception:
             ran = self._step_apart(list(self.pool))
         took = time.perf_counter() - began
-        ended = {key for key, _ in ran if key not in self.pool}
-        self._post(self._deliver, ran, ended, took)
+        return ran, {key for key, _ in ran if key not in self.pool}, took
 
     def _step_apart(self, keys: Sequence[Key]) -> Ran:
         """Find the streams that fail, by halves; step the others and close these."""

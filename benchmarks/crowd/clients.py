@@ -63,9 +63,10 @@ class Speaker:
         async for message in socket:
             now = time.perf_counter()
             answer = json.loads(message.data)
-            if answer["type"] == "levels" and answer["values"]:
-                hops = answer["start"] + len(answer["values"])
-                self.latencies.append(now - self.began - hops * LASTS)
+            if answer["type"] == "levels":  # of a hop, or of several that were ready together
+                first = answer["start"] + 1
+                hops = range(first, first + len(answer["values"]))
+                self.latencies += [now - self.began - hop * LASTS for hop in hops]
 
 
 async def speak(host: str, port: int, count: int, seconds: float) -> dict[str, float]:

@@ -100,7 +100,7 @@ def main() -> int:
             for path, found in batch(model, options.folder, options.out, options.jobs, progress):
                 if isinstance(found, Exception):
                     failed += 1
-                    progress.console.print(f"{path}: {found}", markup=False, highlight=False)
+                    progress.console.print(f"{path}: {found}", markup=False, highlight=False, soft_wrap=True)
                 else:
                     print(f"{path}: {found} events", flush=True)
     except StreamSSMError as error:

@@ -118,9 +118,9 @@ def _open_best(file: ModelFile) -> Backend:
     """The GPU for a large model if one can be used, else the processor."""
     if file.nbytes < _LARGE:
         return _open_cpu(file)
-    from streamssm.backends.cuda import unavailable
+    from streamssm.backends.cuda import usable
 
-    if unavailable() is not None:
+    if not usable():
         return _open_cpu(file)
     try:
         return _open_cuda(file)

@@ -25,7 +25,7 @@ from streamssm.onnx_file import ModelFile
 
 #: ``off`` runs every step without CUDA graphs
 GRAPHS = "STREAMSSM_CUDA_GRAPHS"
-_INSTALL = "pip install 'streamssm[cuda]', with onnxruntime uninstalled first"
+_INSTALL = "pip uninstall onnxruntime, then pip install --force-reinstall --no-deps onnxruntime-gpu"
 _PROVIDER = "CUDAExecutionProvider"
 
 
@@ -40,6 +40,16 @@ def unavailable() -> str | None:
         return None if cudart().devices() else "there is no NVIDIA GPU"
     except BackendError as error:
         return str(error)
+
+
+@cache
+def usable() -> bool:
+    """Whether a GPU can be used, for whoever can do without. If onnxruntime is there for one, and it
+    cannot, that is said once."""
+    reason = unavailable()
+    if reason is not None and _PROVIDER in import_onnxruntime().get_available_providers():
+        logging.getLogger("streamssm").warning("the GPU is not used: %s", reason)
+    return reason is None
 
 
 def _load_provider(runtime: Any) -> None:

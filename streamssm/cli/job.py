@@ -18,7 +18,7 @@ from streamssm.cli.meter import Meter
 from streamssm.cli.output import check_distinct, check_writable
 from streamssm.cli.sink import Sink
 from streamssm.cli.tokens import Continuation, choose, format_name
-from streamssm.errors import OutputError, SnapshotError, SourceError, UsageError
+from streamssm.errors import InputError, OutputError, SnapshotError, SourceError, UsageError
 from streamssm.live.queue import Queue
 from streamssm.live.source import LiveSource
 from streamssm.model import Model
@@ -90,7 +90,7 @@ class Job:
             stack.callback(run.close)
             try:
                 run.go()
-            except SourceError:
+            except (SourceError, InputError):
                 self._write_stats()
                 raise
         self._write_stats()
@@ -180,8 +180,7 @@ class Job:
         self._restore_text(place)
         origin.text = None if self.encoder is None else self.encoder.state()
         if place is None:
-            if saved is not None and saved.source is not None and not saved.source.complete:
-                self.say(f"{options.source} is taken from its beginning; the state is of {saved.source.uri}")
+            self._say_begins()
             return source, origin, Place()
         if not place.complete:
             go_to(source, place)
@@ -204,6 +203,16 @@ class Job:
         if not self.options.quiet:
             click.echo(line, err=True)
 
+    def _say_begins(self) -> None:
+        """That a run goes on with a file that may have been taken in part."""
+        if self.saved is None:
+            return
+        source, before = self.options.source, self.saved.source
+        if before is not None and not before.complete:
+            self.say(f"{source} is taken from its beginning; the state is of {before.uri}")
+        elif before is None and path_of(source).is_file():
+            self.say(f"{source} is taken from its beginning; the state is of no place in a file")
+
     def tell(self, source: Source) -> None:
         """What the source says about itself, once each."""
         notes = source.notes
@@ -213,7 +222,7 @@ class Job:
 
     def _closed(self) -> str:
         state = "the state is that of the last save" if self.report.saves else "no state was saved"
-        return f"standard output was closed before the end; {state}"
+        return f"{self.options.output or 'standard output'} was closed before the end; {state}"
 
     def _write_stats(self) -> None:
         if self.options.stats is not None:
@@ -259,6 +268,11 @@ class _Running:
         except SourceError:
             # what came before the damage is complete
             self._end(damaged=True)
+            raise
+        except InputError:
+            # the step was left half done: what was saved last is where to go on
+            if self._saver is None:
+                self._end(damaged=True)
             raise
         self._end(damaged=False)
 

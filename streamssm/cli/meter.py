@@ -19,12 +19,13 @@ class Meter:
 
     def __init__(self, report: RunReport, total: int | None):
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._live = self._console.is_terminal  # looks at the environment each time
         self._report, self._total = report, total
         self._drawn, self._next = False, 0.0
 
     def update(self, output: npt.NDArray[np.float32]) -> None:
         """Redraw, at most ten times a second."""
-        if not self._console.is_terminal or (now := time.monotonic()) < self._next:
+        if not self._live or (now := time.monotonic()) < self._next:
             return
         self._next = now + INTERVAL
         self.clear()

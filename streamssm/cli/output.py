@@ -127,14 +127,16 @@ def _open(path: Path, at: int | None) -> BinaryIO:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error
 
 
+_REMEDY = "put it back, name another file, or start anew without --resume"
+
+
 def _open_at(path: Path, at: int) -> BinaryIO:
     """An existing file, cut to ``at`` bytes."""
     try:
         size = path.stat().st_size
         if size < at:
             raise OutputError(
-                f"{path} has {size} bytes, but {at} were written when the state was saved; "
-                "start again with --from-start, or name another file"
+                f"{path} has {size} bytes, but {at} were written when the state was saved; {_REMEDY}"
             )
         file = path.open("r+b")
         try:
@@ -144,7 +146,7 @@ def _open_at(path: Path, at: int) -> BinaryIO:
             file.close()
             raise
     except OSError as error:
-        raise OutputError(f"{path} cannot be continued: {error.strerror}") from error
+        raise OutputError(f"{path} cannot be continued: {error.strerror}; {_REMEDY}") from error
     return file
 
 

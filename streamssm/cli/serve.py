@@ -39,7 +39,7 @@ def _parse_size(context: click.Context, parameter: click.Parameter, value: str) 
     "--block", metavar="AMOUNT", callback=parse_amount, help="Run at once: 160, 40ms; default: the model's."
 )
 @click.option(
-    "--gather", metavar="TIME", default="4ms", show_default=True, callback=parse_amount,
+    "--gather", metavar="TIME", default="2ms", show_default=True, callback=parse_amount,
     help="How long a stream that is ready waits for others.",
 )  # fmt: skip
 @click.option("--backend", default="auto", show_default=True, help="Where the models run.")

@@ -115,7 +115,7 @@ class Loop:
                 self._flush()
 
     def give_up(self) -> None:
-        """After an error of the source: write what waits, if anything came before it."""
+        """After damage, or items that do not fit: write what waits, if anything came before it."""
         with self._changing():
             if self.place.open and self.stream.position:
                 self._flush()
@@ -206,13 +206,13 @@ class Loop:
             self.last = np.array(items[-1])
 
     def _push(self, items: Array, pieces: Sequence[Piece] = ()) -> float:
+        began = time.perf_counter()
+        outputs = self._outputs(items)
+        compute = time.perf_counter() - began
         if isinstance(self.rows, TokenRows):
             self.rows.note(items.tolist(), pieces)
         elif isinstance(self.rows, DecisionRows):
             self.rows.count(len(items))
-        began = time.perf_counter()
-        outputs = self._outputs(items)
-        compute = time.perf_counter() - began
         self.latest = outputs[self._manifest.outputs[0].name]
         self._write(self.rows.push(outputs))
         return compute

@@ -1,7 +1,8 @@
 """Where a run was in its source, as part of a snapshot, and how to go on there.
 
 A source that can be replayed is known again by its name and by its content: the size and the sha256 of
-the first 64 KiB of a file; of a folder, the names and sizes of the files in it.
+the first 64 KiB of a file; of a folder, the names and sizes of the files in it. A file that grows is known by
+what was in it, and by its number in the file system: after a rotation another one has its name.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from streamssm.sources import Request, Source, folder_suffixes
 from streamssm.sources.folder import files_in
 
 _HEAD = 1 << 16
-_SCHEMES = ("sim:", "file:", "tail:")
+_TAIL = "tail:"
+_SCHEMES = ("sim:", "file:", _TAIL)
 #: how a source was read; with other values its items would be others
 _READING = ("format", "rate", "channels", "channel", "names", "time_column", "on_bad", "allow_truncated")
 
@@ -67,6 +69,9 @@ class Origin:
         self._path = path_of(uri)
         # at the start: what is written to the folder later is not the source
         self._identity = identify(self._path, request) if source.replayable else None
+        if source.grows:
+            self._identity = identify_growing(self._path)
+        self._grows = source.grows
         self.text: dict[str, Any] | None = None  # what the encoder held at the beginning of the source
         # as it comes back from JSON
         reading = {name: getattr(request, name) for name in _READING}
@@ -74,12 +79,13 @@ class Origin:
 
     def save(self, place: Place) -> SavedSource | None:
         """The place in it; None where it cannot be replayed."""
-        if self._identity is None:
+        identity = self._grown(place) if self._grows else self._identity
+        if identity is None:
             return None
         return SavedSource(
             uri=self.uri,
             path=os.path.realpath(self._path),
-            identity=self._identity,
+            identity=identity,
             reading=self._reading,
             records=place.records,
             ended=place.ended,
@@ -96,7 +102,11 @@ class Origin:
         """
         if saved is None or self._identity is None or not self._same(saved):
             return None
-        if saved.identity != self._identity:
+        if saved.uri.startswith(_TAIL):
+            # another file of that name begins at its beginning
+            if identify_growing(self._path, saved.identity.size) != saved.identity:
+                return None
+        elif saved.identity != self._identity:
             if saved.complete:
                 return None  # all of what was there is done; this is new
             raise SnapshotError(
@@ -111,6 +121,13 @@ class Origin:
                 "of it; give the same options, or pass --from-start"
             )
         return saved.place
+
+    def _grown(self, place: Place) -> Identity | None:
+        """What is in a file that grows by now; None once it is no longer the one that was opened."""
+        begun = self._identity
+        if begun is None or not self.source.grows or place.complete:
+            return None
+        return identify_growing(self._path) if identify_growing(self._path, begun.size) == begun else None
 
     def _same(self, saved: SavedSource) -> bool:
         return saved.uri == self.uri or saved.path == os.path.realpath(self._path)
@@ -127,6 +144,20 @@ def identify(path: Path, request: Request) -> Identity | None:
             return Identity(path.stat().st_size, hashlib.sha256(file.read(_HEAD)).hexdigest())
     except OSError:
         return None
+
+
+def identify_growing(path: Path, size: int | None = None) -> Identity | None:
+    """A file that grows, as it was when it had ``size`` bytes (None: now); None if it has fewer."""
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            size = status.st_size if size is None else size
+            head = file.read(min(size, _HEAD))
+    except OSError:
+        return None
+    if status.st_size < size:
+        return None
+    return Identity(size, hashlib.sha256(b"%d:%b" % (status.st_ino, head)).hexdigest())
 
 
 def _identify_folder(path: Path, request: Request) -> Identity:

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from streamssm.errors import SourceError, UsageError
+from streamssm.errors import InputError, SourceError, UsageError
 from streamssm.live.queue import Queue
 from streamssm.live.source import LiveSource
 from streamssm.manifest import Manifest
@@ -123,7 +123,7 @@ def _rows(loop: Loop, found: deque[Row]) -> Generator[Row, None, None]:
         try:
             while loop.advance():
                 yield from _taken(found)
-        except SourceError:
+        except (SourceError, InputError):
             loop.give_up()
             yield from _taken(found)
             raise

@@ -53,7 +53,8 @@ def check_host(request: web.Request, settings: Settings) -> None:
     if not ours:
         raise Refusal(403, "OriginRefused", f"pages of {origin} may not use this server; see --origin")
     host = _part(f"//{request.host}", "hostname")
-    if settings.loopback and not settings.origins and not _is_local(host):
+    known = {_part(address, "hostname") for address in settings.origins}
+    if settings.loopback and host not in known and not _is_local(host):
         raise Refusal(403, "HostRefused", f"this server is reached as localhost, not as {host}")
 
 
@@ -69,13 +70,17 @@ def check_token(request: web.Request, settings: Settings) -> None:
     if scheme.lower() != "bearer":
         given = request.query.get("token", "")
     # the time that it takes says nothing of the token
-    if not hmac.compare_digest(given.strip().encode(), settings.token.encode()):
+    if not hmac.compare_digest(_bytes(given), _bytes(settings.token)):
         raise Refusal(
             401,
             "Unauthorized",
             "this server wants a token: Authorization: Bearer TOKEN, or ?token=TOKEN",
             WWW_Authenticate='Bearer realm="streamssm"',
         )
+
+
+def _bytes(token: str) -> bytes:
+    return token.strip().encode(errors="surrogateescape")  # a header may hold anything
 
 
 def _part(address: str, name: str) -> str:

@@ -238,7 +238,7 @@ class Server:
         if not offer.pool.free:
             raise busy(f"all {offer.pool.slots} slots are taken; try again later")
         ws = web.WebSocketResponse(
-            timeout=_CLOSE_TIMEOUT, heartbeat=None, compress=False, max_msg_size=self._max_message
+            timeout=_CLOSE_TIMEOUT, autoping=False, compress=False, max_msg_size=self._max_message
         )
         if not ws.can_prepare(request):
             raise Refusal(426, "UpgradeRequired", "this address speaks websocket only", Upgrade="websocket")

@@ -7,13 +7,15 @@ outside, says how the session ends.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from aiohttp import WSMsgType, web
+import numpy as np
+from aiohttp import WSMessage, WSMsgType, web
 
 from streamssm.errors import InputError, SnapshotError, StreamSSMError, UsageError
 from streamssm.outputs import by_name
@@ -31,9 +33,12 @@ if TYPE_CHECKING:
     from streamssm.stream import Result
 
 _EXTRA = "streamssm.serve"
+_HEADER = 1 << 17  # bytes of one of a snapshot, states aside: a longer one takes time from others
 _STRIKES = 32  # refused messages in a row, after which a client is not understood
 _RECENT = 512  # latencies that percentiles are taken of
 _LEVEL_DIGITS = 4
+_TURN = 16  # frames that are taken before others have their turn
+_TOGETHER = 32  # results that are told at a time
 
 
 def emits(model: Model, asked: Asked) -> str:
@@ -62,7 +67,7 @@ class Session:
         metrics: Metrics,
     ):
         self.name, self.model = name, stream.model
-        self.heard = time.monotonic()
+        self.heard = time.monotonic()  # since when the client has said nothing; inf while it is worked for
         self.sending: float | None = None  # since when a message has been waiting to be taken
         self._transport = transport
         self._ws, self._stream, self._asked, self._metrics = ws, stream, asked, metrics
@@ -72,10 +77,13 @@ class Session:
         self._rows: Rows | None = None if self._emit == "none" else make_rows(manifest, self._emit)
         self._level = manifest.outputs[0].name if manifest.events is None else manifest.events.output
         self._frames = 0  # of the output that levels are sent of
-        self._arrivals: deque[tuple[int, float]] = deque()  # position after a message, when it came
+        self._arrivals: deque[tuple[int, float]] = (
+            deque()
+        )  # of messages that complete a block: position after it, when it came
         self._latencies: deque[float] = deque(maxlen=_RECENT)
         self._expects_snapshot = False
-        self._strikes = 0
+        self._strikes = self._received = 0
+        self._telling = asyncio.Lock()  # what belongs together is not torn apart by an answer
         self._again = asyncio.Event()
         self._stop: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._commands: dict[str, Callable[[wire.Command], Awaitable[Ending | None]]] = {
@@ -146,7 +154,8 @@ class Session:
             if ending.error is not None:
                 self._metrics.errors[type(ending.error).__name__] += 1
                 await self._send(wire.error_message(ending.error, fatal=True))
-            await self._ws.close(code=ending.code or 1000, message=ending.text.encode())
+            closed = self._ws.close(code=ending.code or 1000, message=ending.text.encode())
+            await self._taken(closed)
         except ConnectionError:
             return GONE
         return ending
@@ -162,8 +171,7 @@ class Session:
 
     async def _read(self) -> Ending:
         while True:
-            message = await self._ws.receive()
-            self.heard = time.monotonic()
+            message = await self._next()
             try:
                 if message.type is WSMsgType.BINARY:
                     await self._on_binary(message.data)
@@ -175,6 +183,20 @@ class Session:
                 self._strikes = 0
             except StreamSSMError as error:
                 await self._complain(error)
+
+    async def _next(self) -> WSMessage:
+        """The next message; control frames are none."""
+        self.heard = time.monotonic()
+        while True:
+            message = await self._ws.receive()
+            self._received += 1
+            if not self._received % _TURN:  # while more are here already, nothing else makes this task wait
+                await asyncio.sleep(0)
+            if message.type is WSMsgType.PING:
+                await self._taken(self._ws.pong(message.data))
+            elif message.type is not WSMsgType.PONG:
+                self.heard = math.inf
+                return message
 
     @staticmethod
     def _closed(message: Any) -> Ending:
@@ -221,8 +243,9 @@ class Session:
 
     async def _on_reset(self, _: wire.Command) -> None:
         await self._stream.reset()
-        self._start_anew()
-        await self._send({"type": "reset"})
+        async with self._telling:
+            self._start_anew()
+            await self._send({"type": "reset"})
 
     async def _on_snapshot(self, _: wire.Command) -> None:
         if not self._intake.exact:
@@ -232,9 +255,9 @@ class Session:
             rows = None if self._rows is None else self._rows.state()
             extra = {"emit": self._emit, "rows": rows, "frames": self._frames}
             saved = await self._stream.snapshot({_EXTRA: msgspec.json.encode(extra).decode()})
-            # said while nothing else is: rows before it are of items before it
-            await self._send({"type": "snapshot", "item": self._stream.position, "bytes": len(saved)})
-            await self._send_bytes(saved)
+            async with self._telling:  # rows before it are of items before it
+                await self._send({"type": "snapshot", "item": self._stream.position, "bytes": len(saved)})
+                await self._send_bytes(saved)
 
     async def _on_resume(self, _: wire.Command) -> None:
         if not self._intake.exact:
@@ -244,13 +267,16 @@ class Session:
     async def _resume(self, data: bytes) -> None:
         from streamssm.snapshot import decode
 
-        saved = decode(self.model, data).extra.get(_EXTRA)
+        if int.from_bytes(data[:8], "little") > _HEADER + 1024 * len(self.model.manifest.states):
+            raise SnapshotError("the snapshot has a header longer than any that is saved here; save it again")
+        saved = (await asyncio.to_thread(decode, self.model, data)).extra.get(_EXTRA)
         rows, frames = self._saved_rows(saved)
         async with self._stream.held():
             await self._stream.restore(data)
-            self._start_anew()
-            self._rows, self._frames = rows, frames
-            await self._send({"type": "resumed", "item": self._stream.position})
+            async with self._telling:
+                self._start_anew()
+                self._rows, self._frames = rows, frames
+                await self._send({"type": "resumed", "item": self._stream.position})
 
     def _saved_rows(self, saved: str | None) -> tuple[Rows | None, int]:
         """Rows that go on where the saved ones stopped; the stream is as it was if they cannot."""
@@ -289,12 +315,15 @@ class Session:
     async def _push_items(self, items: Array, at: float) -> None:
         if not len(items):
             return
-        arrival = (self._stream.position + len(items), at)
-        self._arrivals.append(arrival)
+        stream, count = self._stream, len(items)
+        completes = (stream.position - stream.done) % stream.block + count >= stream.block
+        if completes:
+            self._arrivals.append((stream.position + count, at))
         try:
-            await self._stream.push(items)
+            await stream.push(items)
         except InputError:
-            self._arrivals.remove(arrival)
+            if completes:
+                self._arrivals.pop()
             raise
         self._counts.items += len(items)
 
@@ -309,8 +338,10 @@ class Session:
             await self._stream.flush()
             await self._stream.caught_up()
             if self._rows is not None:
-                await self._send_rows(self._rows.flush())
-        await self._send({"type": "flushed", "items": self._stream.position})
+                async with self._telling:
+                    await self._send_rows(self._rows.flush())
+        async with self._telling:
+            await self._send({"type": "flushed", "items": self._stream.position})
 
     # To the client.
 
@@ -331,19 +362,30 @@ class Session:
         """Send results, sequence after sequence, until somebody stops it."""
         while True:
             async for result in self._stream:
-                await self._emit_result(result)
+                async with self._telling:
+                    await self._emit_results(result)
             self._again.clear()
             if self._stream.ended:
                 await self._again.wait()
 
-    async def _emit_result(self, result: Result) -> None:
+    async def _emit_results(self, result: Result) -> None:
+        """Tell a result and those that are there beside it: their levels are one message."""
+        rows: list[Message] = []
+        start, levels = self._frames, [self._use(result, rows)]
+        while self._stream.unread and len(levels) < _TOGETHER:
+            levels.append(self._use(await anext(self._stream), rows))
+        if self._asked.levels:
+            await self._send(self._levels(np.concatenate(levels), start))
+        await self._send_rows(rows)
+
+    def _use(self, result: Result, rows: list[Message]) -> Array:
+        """Append the rows of a result; returns the output that levels are made of."""
         self._note_latency()
         outputs = by_name(self.model.manifest, result)
-        rows = [] if self._rows is None else self._rows.push(outputs)
-        start, self._frames = self._frames, self._frames + len(outputs[self._level])
-        if self._asked.levels:
-            await self._send(self._levels(outputs[self._level], start))
-        await self._send_rows(rows)
+        if self._rows is not None:
+            rows += self._rows.push(outputs)
+        self._frames += len(outputs[self._level])
+        return outputs[self._level]
 
     def _levels(self, values: Array, start: int) -> Message:
         """The output as short numbers, for showing."""
@@ -387,7 +429,7 @@ class Session:
     async def _send_bytes(self, data: bytes) -> None:
         await self._taken(self._ws.send_bytes(data))
 
-    async def _taken(self, sent: Awaitable[None]) -> None:
+    async def _taken(self, sent: Awaitable[object]) -> None:
         """Send, and let it be known for how long the client has not been taking what it is sent."""
         mine = self.sending is None
         if mine:

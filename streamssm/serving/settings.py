@@ -25,7 +25,7 @@ class Settings:
     port: int = 8765
     slots: int = 64
     blocks: Mapping[str, int] = field(default_factory=dict)
-    gather: float = 0.004
+    gather: float = 0.002
     token: str | None = field(default=None, repr=False)
     cert: Path | None = None
     key: Path | None = None

@@ -24,6 +24,7 @@ Message = dict[str, Any]
 _KEYS = {"model", "emit", "rate", "channels", "encoding", "levels", "stats", "token"}
 _ENCODINGS = ("f32le", "s16le")
 _EMITS = ("events", "items", "none")
+TEXT = 1 << 17  # bytes of numbers as text in a message: to read them takes its time
 SLICE = 8192  # items given to the model at a time, so that a large message does not hold up the others
 
 
@@ -193,8 +194,10 @@ class Intake:
         """The frames, or tokens, of a text message.
 
         Raises:
-            InputError: not the numbers that the model takes.
+            InputError: not the numbers that the model takes, or more than others should wait for.
         """
+        if len(bytes(raw)) > TEXT:
+            raise InputError(f"x is {len(bytes(raw))} bytes of text, the limit is {TEXT}; send it in parts")
         if self._tokens:
             return np.array(_decode(raw, list[int]), np.int64)
         rows = _decode(raw, list[list[float]] if self._nested(raw) else list[float])

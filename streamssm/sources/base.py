@@ -87,9 +87,10 @@ class Source(ABC):
     before its end, so the last read of all may end nothing.
     ``gaps`` are what was lost before the latest items, or before the end after a read of none. A
     ``replayable`` source gives the same items whenever it is opened, so that a run that was cut off can
-    go on at the item where it was. ``notes`` tell the user what was done to the data (converted, mixed,
-    left out); more may be appended while it is read. A source closes what it opened on leaving a
-    ``with`` block.
+    go on at the item where it was. One that ``grows`` gives those of a file that others still write to, from
+    its beginning, as long as it is that file. ``notes`` tell the user what was done to the data
+    (converted, mixed, left out); more may be appended while it is read. A source closes what it opened on
+    leaving a ``with`` block.
 
     A read that raises SourceError comes after all items before the damage were given.
     """
@@ -102,6 +103,7 @@ class Source(ABC):
     more: bool = False
     gaps: Sequence[Gap] = ()
     replayable: bool = False
+    grows: bool = False
     notes: Sequence[str] = ()
 
     @abstractmethod

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ssl
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -29,6 +30,7 @@ _OPEN_TIMEOUT = 10.0  # seconds until a broker must have let us in
 _KEEP_ALIVE = 30  # seconds without traffic before the broker is asked whether it is there
 _TICK = 0.5  # seconds between looks at whether to stop
 _HEADER = 64 * 1024 + 16  # bytes of a packet beside its payload: at most a topic of 64 KiB
+_RECENT = 64  # messages that a broker may send again; it waits for 20 answers at a time, unless told more
 _KEPT = 24 * 3600  # seconds that a broker is to keep a named session
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _UNKNOWN_VERSION = 132
@@ -103,6 +105,7 @@ class MqttConnection(Connection):
         self._found: Exception | None = None  # by a callback, for the session to raise
         self._there = False  # subscribed
         self._client: Any = None
+        self._recent: deque[tuple[int, int]] = deque(maxlen=_RECENT)  # numbers and hashes of messages
 
     def session(self) -> None:
         """Connect, subscribe and receive."""
@@ -217,8 +220,15 @@ class MqttConnection(Connection):
             self._found = error
 
     def _take(self, message: Any) -> None:
-        self.alive()
         now = time.perf_counter()
+        if not self._there:  # held back for us: it comes before the broker answers to the subscription
+            self.connected()
+        self.alive()
+        key = (message.mid, hash(message.payload))
+        if message.dup and key in self._recent:  # the broker never saw that it had come
+            self._intake.repeated += 1
+            return
+        self._recent.append(key)
         if len(message.payload) > self._largest:
             self._intake.bad(f"it has {len(message.payload)} bytes; --max-message is {self._largest}")
         elif encoding := self._intake.reader.binary:

@@ -13,6 +13,7 @@ from streamssm.errors import SourceError, UsageError
 from streamssm.sources.base import Array, Gap, Request, Source, channel_map, check_declared_rate
 from streamssm.sources.bytestream import LINE, ByteStream
 from streamssm.sources.timeline import Timeline
+from streamssm.waiting import Interrupted
 
 INVALID, MISSING = "invalid", "missing"
 _LINES = 4096  # read at once, at most
@@ -91,7 +92,12 @@ class RowSource(Source):
         return to_items(block.reshape(len(rows), self._columns))
 
     def _fetch(self, count: int) -> None:
-        lines = self._stream.read_lines(count)
+        try:
+            lines = self._stream.read_lines(count)
+        except Interrupted:
+            if self.replayable or self.grows or not (self._bad and self._columns):
+                raise
+            lines = []  # of a pipe nobody else will tell what was left out
         try:
             for line in lines:
                 self._take(line)

@@ -55,7 +55,10 @@ class TableParser:
             self._separator = next((mark for mark in ",;\t" if mark in text), None)
         if self._separator is None or '"' not in text:
             return [cell.strip(' "') for cell in text.split(self._separator)]
-        return [cell.strip() for cell in next(csv.reader([text], delimiter=self._separator))]
+        try:
+            return [cell.strip() for cell in next(csv.reader([text], delimiter=self._separator))]
+        except csv.Error as error:  # such as a carriage return in the middle of a line
+            raise BadRowError(f"{shown(text)} is no row of a table: {error}") from error
 
     def _is_header(self, cells: list[str]) -> bool:
         """Whether the first line is one; if columns are named it has to be."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from streamssm import waiting
 from streamssm.errors import SourceError, UsageError
@@ -32,8 +32,11 @@ _OPENERS: dict[str, Callable[[str, ByteStream, Request], Source]] = {
 class Follower:
     """A file object whose end is not the end: it waits there for more.
 
-    With ``lines`` a line that was begun in one file does not go on in the next.
+    With ``lines`` a line that was begun in one file does not go on in the next. ``source`` is told once it is
+    no longer one file.
     """
+
+    source: Source | None = None
 
     def __init__(self, path: Path, lines: bool, sleep: Callable[[float], None] = waiting.sleep):
         self._path, self._lines, self._sleep = path, lines, sleep
@@ -77,6 +80,8 @@ class Follower:
             self._file.seek(0)
         else:
             return None
+        if self.source is not None:
+            self.source.grows = False
         return b"\n" if self._lines and self._in_line else b""
 
 
@@ -97,12 +102,14 @@ def open_tail(path: str, request: Request) -> Source:
     if not place.is_file():
         check_path(place)
         raise SourceError(f"{path} is no regular file; name it without tail:")
-    stream = ByteStream(_follow(place, name in _LINES))
-    with closed_on_error(stream):
-        return _OPENERS[name](f"tail:{path}", stream, request.with_format(name))
+    follower = _follow(place, name in _LINES)
+    with closed_on_error(follower):
+        source = _OPENERS[name](f"tail:{path}", ByteStream(follower), request.with_format(name))
+        source.grows, follower.source = True, source
+        return source
 
 
-def _follow(path: Path, lines: bool) -> Any:
+def _follow(path: Path, lines: bool) -> Follower:
     try:
         return Follower(path, lines)
     except OSError as error:

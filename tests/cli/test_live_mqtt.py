@@ -1,9 +1,11 @@
 """mqtt:// against a real broker: mosquitto on loopback, started and killed by the tests."""
 
 import json
+import socket
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -153,6 +155,38 @@ def test_a_session_that_the_broker_keeps_loses_nothing(tmp_path):
     finally:
         publisher.close()
         broker.kill()
+
+
+@pytest.mark.parametrize("version", [5, 3])
+def test_what_the_broker_held_back_comes_after_the_gap(broker, publisher, version):
+    with reading(f"{broker.uri}?client=reader&version={version}", ROWS) as read:
+        subscribed(read)
+        publisher.send("[1, 2]")
+        read.wait(1)
+        time.sleep(0.2)  # until the broker knows that it has come
+        receiver = read.source._receiver
+        receiver._client.socket().shutdown(socket.SHUT_RDWR)
+        read.until(lambda: receiver._lost_at is not None)
+        for place in range(2, 50):
+            publisher.send(json.dumps([place, 0]))
+        read.wait(49)
+    assert [row[0] for row in read.items] == [*range(1, 50)]
+    assert [(place, gap.reason) for place, gap in read.gaps] == [(1, "disconnected")]
+
+
+def test_a_message_that_is_sent_again_is_taken_once(broker):
+    def message(payload: bytes, dup: bool) -> SimpleNamespace:
+        return SimpleNamespace(payload=payload, mid=7, dup=dup)
+
+    with reading(broker.uri, ROWS) as read:
+        subscribed(read)
+        receiver = read.source._receiver
+        # the third has the number of the first, but was not there before
+        for payload, dup in ((b"[1, 2]", False), (b"[1, 2]", True), (b"[3, 4]", True), (b"[5, 6]", False)):
+            receiver._take(message(payload, dup))
+        read.wait(3)
+    assert read.items == [[1, 2], [3, 4], [5, 6]]
+    assert receiver._intake.repeated == 1
 
 
 @pytest.mark.parametrize("version", [5, 3])

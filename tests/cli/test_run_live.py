@@ -131,6 +131,20 @@ def test_a_signal_before_the_first_byte(process, arguments):
     assert b"Traceback" not in err
 
 
+@pytest.mark.parametrize("policy", ["block", "spill"])
+def test_a_signal_after_lines_that_were_left_out(process, policy):
+    run = ("run", "ema.onnx", "-", "--input-format", "csv", "--on-bad", "skip", "--block", 1)
+    running = process(*run, "--on-overrun", policy, "--on-gap", "skip")
+    running.stdin.write(b"1,2\n3,4\n5,x\n7\n")
+    running.stdin.flush()
+    first = running.stdout.readline()
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(timeout=20) == 130  # standard input is still open
+    found = lines(first + ended(running)[0])
+    assert [row.get("gap") for row in found] == [None, None, "invalid"]
+    assert found[-1]["items"] == 2
+
+
 @pytest.mark.parametrize("emit", ["events", "items"])
 def test_spill_loses_nothing(call, made, tmp_path, emit):
     expected = call(*RUN, "speech.wav", "--emit", emit).stdout_bytes
@@ -293,6 +307,19 @@ def test_what_came_before_the_damage_is_written(call, made, tmp_path):
     saved = call(*RUN, "-", "--input-format", "f32le", "--save-state", state, stdin=x + b"\0")
     assert saved.exit_code == 1
     assert streamssm.load(made / "voice.onnx").resume(state).position == 24000
+
+
+def test_what_was_pending_is_flushed_before_a_chunk_that_is_refused(call, tmp_path):
+    x, report = (recording() / 32768).astype("<f4")[:7000], tmp_path / "stats.json"
+    run = (*RUN, "-", "--input-format", "f32le", "--stats", report)
+    whole = call(*run, stdin=x[:6960].tobytes()).stdout_bytes
+    assert b'"cut":true' in whole
+    x[6990] = np.nan
+    found = call(*run, stdin=x.tobytes())
+    assert found.exit_code == 1
+    assert "holds nan" in found.stderr
+    assert found.stdout_bytes == whole
+    assert stats(report)["items"] == 6960
 
 
 def test_the_report_holds_what_was_converted(call, made, tmp_path):

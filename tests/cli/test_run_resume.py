@@ -58,7 +58,7 @@ def test_a_folder_goes_on_in_the_middle_of_a_record(call, process, folder):
     running = process(*RUN, *sim, "--save-every", 0.05, "-q")
     while not state.exists() or b"1.wav" not in output.read_bytes():
         time.sleep(0.005)
-    time.sleep(0.06)
+    time.sleep(0.4)  # several saves, also on a slow disk
     running.kill()
     running.communicate(timeout=20)
     resumed = call(*RUN, folder, *sim[1:], "--resume", state, "--save-every", 1)
@@ -164,6 +164,45 @@ def test_a_service_needs_one_command_line(call, folder):
     assert "is not there yet: starting anew" in first.stderr
     assert first.stdout_bytes
     assert call(*command).stdout_bytes == b""
+
+
+def test_a_file_that_grows_goes_on_where_it_was(process, call, made, tmp_path):
+    log, state, output = tmp_path / "log.csv", tmp_path / "s.state", tmp_path / "out.jsonl"
+    run = ("run", "ema.onnx", f"tail:{log}", "--block", 1, "-o", output)
+    keep = ("--save-state", state, "--save-every", 0.05, "--resume", state)
+
+    def follow(signal_number: int) -> str:
+        """Until all of the log is in the state; what was said."""
+        rows = log.read_text().count("\n") - 1
+        running = process(*run, *keep)
+        while not state.exists() or rows != streamssm.load(made / "ema.onnx").resume(state).position:
+            time.sleep(0.02)
+        running.send_signal(signal_number)
+        said = running.communicate(timeout=20)[1].decode()
+        assert running.returncode in (130, -signal.SIGKILL)
+        return said
+
+    def grow(*rows: str) -> None:
+        with log.open("a") as file:
+            file.writelines(f"{row}\n" for row in rows)
+
+    grow("a,b", "1,2", "3,4", "5,6")
+    follow(signal.SIGKILL)
+    grow("7,8", "9,1")
+    assert "goes on at item 3" in follow(signal.SIGTERM)
+    grow("2,3")
+    assert "goes on at item 5" in follow(signal.SIGTERM)
+    whole = call("run", "ema.onnx", log, "--block", 1).stdout_bytes
+    assert output.read_bytes() == whole
+    # another file of that name, with the same beginning
+    shutil.copy(log, tmp_path / "new.csv")
+    (tmp_path / "new.csv").rename(log)
+    running = process(*run, *keep)
+    while output.read_bytes().count(b"\n") < 12:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGTERM)
+    assert b"is taken from its beginning" in running.communicate(timeout=20)[1]
+    assert output.read_bytes().startswith(whole)
 
 
 def test_saving_leaves_no_other_file_and_does_not_change_the_output(call, folder):

@@ -31,10 +31,10 @@ def test_a_file_is_continued_at_a_length(tmp_path):
 def test_a_file_that_is_too_short_or_missing_is_refused_and_left_alone(tmp_path):
     path = tmp_path / "out"
     path.write_bytes(b"abc")
-    with pytest.raises(OutputError, match=r"has 3 bytes, but 4 were written .*--from-start"):
+    with pytest.raises(OutputError, match=r"has 3 bytes, but 4 were written .*without --resume"):
         Output(path, at=4)
     assert path.read_bytes() == b"abc"
-    with pytest.raises(OutputError, match=r"missing cannot be continued: No such"):
+    with pytest.raises(OutputError, match=r"missing cannot be continued: No such .*name another file"):
         Output(tmp_path / "missing", at=4)
     with pytest.raises(OutputError, match="cannot be written: Is a directory"):
         Output(tmp_path, at=0)

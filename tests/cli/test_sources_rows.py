@@ -8,7 +8,7 @@ from itertools import count
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from source_tools import IDS, MONO, ROWS, everything, give_stdin, notes_of, pieces
 
@@ -136,6 +136,8 @@ def test_bad_rows_are_left_out_as_gaps(tmp_path, size):
 
 
 @given(data=st.binary(max_size=300), size=st.integers(1, 5), kind=st.sampled_from(["csv", "jsonl"]))
+@example(data=b'\x00\r"', size=1, kind="csv")
+@example(data=b'1,2,"\r3\n', size=1, kind="csv")
 @settings(max_examples=150, deadline=None)
 def test_garbage_is_refused_or_left_out_but_never_breaks(tmp_path_factory, data, size, kind):
     path = tmp_path_factory.getbasetemp() / f"garbage.{kind}"

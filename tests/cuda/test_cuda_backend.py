@@ -234,3 +234,19 @@ def test_a_missing_gpu_is_said():
     with pytest.raises(BackendError, match=r"the GPU cannot be used: .*; or choose backend='cpu'"):
         streamssm.load("vad", backend="cuda")
     assert streamssm.load("vad", backend="auto").backend.name == "cpu"
+
+
+def test_auto_says_once_why_a_gpu_is_not_used(monkeypatch, caplog):
+    class Runtime:
+        @staticmethod
+        def get_available_providers():
+            return ["CUDAExecutionProvider"]
+
+    monkeypatch.setattr(cuda, "unavailable", lambda: "it is asleep")
+    monkeypatch.setattr(cuda, "import_onnxruntime", Runtime)
+    monkeypatch.setattr("streamssm.backends._LARGE", 0)
+    cuda.usable.cache_clear()
+    with caplog.at_level(logging.WARNING, "streamssm"):
+        assert [streamssm.load("vad").backend.name for _ in range(2)] == ["cpu", "cpu"]
+    cuda.usable.cache_clear()
+    assert [record.getMessage() for record in caplog.records] == ["the GPU is not used: it is asleep"]

@@ -14,7 +14,7 @@ import pytest
 
 import streamssm
 from streamssm.cli import cli
-from streamssm.errors import SourceError, UsageError
+from streamssm.errors import InputError, SourceError, UsageError
 from streamssm.sources.base import Gap, Source
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cli"))
@@ -128,6 +128,14 @@ def test_an_error_comes_after_the_rows_before_it(model):
         rows.extend(model.run(source))
     assert rows == list(model.run(Given(x[:13000])))
     assert source.closed
+
+
+@pytest.mark.parametrize("emit", [None, "items"])
+def test_what_was_pending_is_flushed_before_a_chunk_that_is_refused(model, emit):
+    x, rows = samples(), []
+    with pytest.raises(InputError, match="nan"):
+        rows.extend(model.run(Given(x[:13000], np.full(8, np.nan, np.float32)), emit=emit, chunk=8))
+    assert rows == list(model.run(Given(x[:13000]), emit=emit))
 
 
 def test_a_run_is_stopped_from_another_thread_or_its_own(model, folder):

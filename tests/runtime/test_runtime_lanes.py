@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import numpy as np
@@ -139,6 +140,95 @@ def test_an_interrupt_does_not_mix_streams_up(opened, rng, when):
             assert pool._states.read(pool._slots[key].row)[0].tobytes() == before[key]
 
 
+class Interrupt:
+    """Raises KeyboardInterrupt at the given line that is run in the module of the lanes."""
+
+    def __init__(self, line: int):
+        self.left = line
+
+    def __call__(self, frame, event, _):
+        if not frame.f_code.co_filename.endswith("backends/slots.py"):
+            return None
+        self.left -= event == "line"
+        if self.left < 0:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return self
+
+
+class History:
+    """Streams of a pool and what each was given since its start; those at fault are started anew."""
+
+    def __init__(self, pool, rng):
+        self.pool, self.rng, self.given, self.saved = pool, rng, {}, []
+
+    def act(self):
+        """Do something to some stream."""
+        key = int(self.rng.integers(self.pool.slots))
+        name = str(
+            self.rng.choice(["push"] * 8 + ["open", "close", "reset", "pause", "resume", "save", "load"])
+        )
+        if name == "open" and key not in self.given:
+            self.pool.open(key)
+            self.given[key] = []
+        elif name == "load" and key not in self.given and self.saved:
+            snapshot, given = self.saved[self.rng.integers(len(self.saved))]
+            self.pool.open(key, snapshot)
+            self.given[key] = list(given)
+        elif name == "save" and self.given.get(key) and 7 not in self.given[key]:
+            self.saved.append((self.pool.snapshot(key), list(self.given[key])))
+        elif name == "close" and self.given.pop(key, None) is not None:
+            self.pool.close(key)
+        elif name == "reset" and key in self.given:
+            self.start_anew(key)
+        elif name in ("pause", "resume") and key in self.given:
+            getattr(self.pool, name)(key)
+        elif name == "push" and key in self.given:
+            items = self.rng.integers(0, 5, self.rng.integers(1, 6))
+            items[0] = 7 if self.rng.random() < 0.02 else items[0]
+            self.pool.push(key, items)
+            self.given[key] += items.tolist()
+
+    def start_anew(self, key):
+        self.pool.reset(key)
+        self.given[key] = []
+
+    def step(self, line: int | None):
+        """Step, interrupted at a line."""
+        try:
+            sys.settrace(None if line is None else Interrupt(line))
+            self.pool.step()
+        except (BackendError, StreamTornError, KeyboardInterrupt):
+            sys.settrace(None)
+            for key in self.given:
+                if self.pool._slots[key].torn or 7 in self.given[key]:
+                    self.start_anew(key)
+        finally:
+            sys.settrace(None)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_history_mixes_streams_up(tmp_path, monkeypatch, seed):
+    """Joins, leaves, pauses, snapshots, failures of the model, interrupts at any line: on small lanes, which
+    exchange rows at nearly every step, each stream's state is that of its own items."""
+    monkeypatch.setattr("streamssm.backends.cpu.ROWS", 4)
+    toy, rng = TOYS["tokens"](), np.random.default_rng(seed)
+    spec = toy.manifest.input.__class__("ids", "tokens", "int64", (), vocabulary=9)
+    model = streamssm.load(toy.write(tmp_path, input=spec))
+    with model.pool(16, 2) as pool:
+        history = History(pool, rng)
+        for turn in range(200):
+            for _ in range(rng.integers(1, 12)):
+                history.act()
+            history.step(int(rng.integers(120)) if turn % 4 == 0 else None)
+            for key, given in history.given.items() if turn % 10 == 9 else ():
+                if not pool._slots[key].torn and 7 not in given:
+                    alone = model.stream(2)
+                    alone.push(np.array(given[: len(given) - pool.pending(key)], np.int64))
+                    state = pool._states.read(pool._slots[key].row)
+                    assert [y.tobytes() for y in state] == [y.tobytes() for y in alone._lane.state]
+
+
 def test_rows_are_pushed_together_or_not_at_all(opened, rng):
     toy, model = opened("ema")
     x = toy.random(5, rng, 3)
@@ -213,6 +303,36 @@ def test_a_failed_part_of_a_step_keeps_no_other_waiting(tmp_path):
             pool.step()
         pool.close(ROWS)
         assert {key for key, _ in pool.step()} == set(range(ROWS + 1, 2 * ROWS))
+
+
+def test_a_failed_part_is_found_beside_streams_that_always_have_more(tmp_path):
+    """The next step is the failed part's alone: else streams that are behind would hide it for as long as
+    they are."""
+    toy = TOYS["tokens"]()
+    spec = toy.manifest.input.__class__("ids", "tokens", "int64", (), vocabulary=9)
+    model = streamssm.load(toy.write(tmp_path, input=spec))
+    with model.pool(2 * ROWS, 2) as pool:
+        for key in range(2 * ROWS):
+            pool.open(key)
+            pool.push(key, np.array([1, 7 if key == ROWS else 2] * (6 if key == 0 else 1)))
+        pool.step()
+        with pytest.raises(BackendError):
+            pool.step()
+        pool.reset(ROWS)
+        assert {key for key, _ in pool.step()} == set(range(ROWS + 1, 2 * ROWS))
+        assert {key for key, _ in pool.step()} == {0}
+
+
+def test_a_torn_part_loses_no_results_of_the_others(opened, rng):
+    toy, model = opened("ema")
+    with model.pool(2 * ROWS, 2) as pool:
+        for key in range(2 * ROWS):
+            pool.open(key)
+            pool.push(key, toy.random(2, rng))
+        pool._slots[ROWS].torn = True
+        assert {key for key, _ in pool.step()} == set(range(ROWS))
+        with pytest.raises(StreamTornError):
+            pool.step()
 
 
 def test_who_is_behind_is_not_kept_waiting(opened, rng):

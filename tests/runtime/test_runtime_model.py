@@ -55,7 +55,7 @@ def test_backends_by_name(tmp_path, backend):
     assert streamssm.load(ema_toy().write(tmp_path), backend=backend).backend.name == "cpu"
 
 
-@pytest.mark.parametrize("backend", ["cuda", "CPU", ""])
+@pytest.mark.parametrize("backend", ["CUDA", "CPU", ""])
 def test_backends_that_are_not_there(tmp_path, backend):
     with pytest.raises(UsageError, match="choose one of auto, cpu"):
         streamssm.load(tmp_path / "missing.onnx", backend=backend)

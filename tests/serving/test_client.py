@@ -88,6 +88,9 @@ def test_integers_tokens_and_large_chunks(server, models):
             stream.send(x.astype(np.float32))
     with streamssm.connect(server.url, "fragile") as stream:
         assert stream.send([1, 2, 3]) + stream.flush() == expected(models["fragile"], np.array([1, 2, 3]))
+        many = np.arange(80_000) % 5  # more than a message may hold
+        rows = stream.reset() or stream.send(many) + stream.flush()
+        assert rows == expected(models["fragile"], many)
     y = np.ones((9, 2), np.float32)
     with streamssm.connect(server.url, "ema") as stream:
         assert stream.send(y) + stream.send(y.tobytes()) + stream.flush() == expected(

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from serve_tools import get, run, served, talking
 
 from streamssm.errors import ServerError, UsageError
 from streamssm.serving.settings import Settings
+
+
+async def ask_plainly(server, path: str, header: bytes) -> int:
+    """The status of a request with a header as it is."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET /%s HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n" % (path.encode(), header))
+    status = int((await reader.readline()).split()[1])
+    writer.close()
+    return status
 
 
 def test_a_token_opens(models):
@@ -20,6 +31,7 @@ def test_a_token_opens(models):
                 assert (await get(server, path, Authorization="Bearer secret"))[0] in (200, 426)
                 assert (await get(server, f"{path}?token=secret"))[0] in (200, 426)
                 assert (await get(server, f"{path}?token=geheim%C3%9F"))[0] == 401
+                assert await ask_plainly(server, path, b"Authorization: Bearer \xff\xfe") == 401
             for path in ("healthz", "nothing"):
                 assert (await get(server, path))[0] in (200, 404)
             async with talking(server, token="secret") as talk:
@@ -44,6 +56,9 @@ def test_pages_from_elsewhere_are_refused(models):
         async with served(models, origins=("https://app.example",)) as server:
             assert (await get(server, "v1/models", Origin="https://app.example"))[0] == 200
             assert (await get(server, "v1/models", Origin="https://evil.example"))[0] == 403
+            assert (await get(server, "v1/models", Host="app.example"))[0] == 200
+            rebound = {"Host": "evil.example", "Origin": "http://evil.example"}
+            assert (await get(server, "v1/models", **rebound))[0] == 403
 
     run(scenario)
 

@@ -232,7 +232,11 @@ def test_snapshots_that_do_not_fit_change_nothing(models):
                 items = (await talk.until("binary"))["data"]
             async with talking(server) as talk:
                 await talk.send(x[:7000])
-                for bad in (b"no snapshot", plain, items, items[:-1] + b"x", b""):
+                await talk.ask("input", "error", x=[0] * (1 << 17))
+                deep = b'{"a":' + 9999 * b"[" + 9999 * b"]" + b"}"
+                long = b'{"a":"' + (1 << 18) * b"a" + b'"}'
+                heads = [len(head).to_bytes(8, "little") + head for head in (deep, long)]
+                for bad in (b"no snapshot", plain, items, items[:-1] + b"x", b"", *heads):
                     await talk.say("resume")
                     await talk.socket.send_bytes(bad)
                     error = await talk.until("error")
