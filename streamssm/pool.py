@@ -113,7 +113,9 @@ class Pool:
             PoolFullError: no slot is free.
             SnapshotError: the snapshot is not one of a single stream of this model.
         """
-        state = None if snapshot is None else self._decode(snapshot)
+        from streamssm.snapshot import decode_one
+
+        state = None if snapshot is None else decode_one(self._model, snapshot).state
         with self._stepping, self._lock:
             if key in self._slots:
                 raise UsageError(f"there is already a stream {key!r}; close it first")
@@ -391,15 +393,6 @@ class Pool:
         heapq.heappush(self._free, self._slots.pop(key).row)
         self._ready.pop(key, None)
         self._paused.discard(key)
-
-    def _decode(self, snapshot: bytes) -> StreamState:
-        from streamssm.snapshot import decode
-
-        saved = decode(self._model, snapshot)
-        if saved.batch is not None or saved.state.ended:
-            what = "that has ended" if saved.batch is None else f"of {saved.batch} sequences"
-            raise UsageError(f"the snapshot is of a stream {what}; a slot takes one sequence that goes on")
-        return saved.state
 
     def _fill(self, slot: Slot, saved: StreamState | None) -> None:
         """Set a slot to a state, or to item 0."""

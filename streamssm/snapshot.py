@@ -127,6 +127,20 @@ def decode(model: Model, data: bytes) -> Snapshot:
     return Snapshot(state, _number(header, "block"), batch, header.allow_nonfinite == "1", extra)
 
 
+def decode_one(model: Model, data: bytes) -> Snapshot:
+    """:func:`decode`, of a single sequence that goes on.
+
+    Raises:
+        SnapshotError: as of :func:`decode`.
+        UsageError: it is of a batch, or of a stream that has ended.
+    """
+    saved = decode(model, data)
+    if saved.batch is not None or saved.state.ended:
+        what = "that has ended" if saved.batch is None else f"of {saved.batch} sequences"
+        raise UsageError(f"the snapshot is of a stream {what}; a slot takes one sequence that goes on")
+    return saved
+
+
 def _check_tensors(manifest: Manifest, tensors: dict[str, Array], batch: int) -> Array:
     """Compare the tensors with the manifest; returns the pending items."""
     wanted = {_STATE + spec.name: (spec.dtype, (batch, *spec.shape)) for spec in manifest.states}

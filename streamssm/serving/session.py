@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from streamssm.outputs import by_name
 from streamssm.rows import make_rows
 from streamssm.serving import PROTOCOL, wire
 from streamssm.serving.endings import EOF, GONE, Ending, failed
+from streamssm.serving.lateness import Lateness
 from streamssm.serving.wire import SLICE, Asked, Intake, Message, sound
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 _EXTRA = "streamssm.serve"
 _HEADER = 1 << 17  # bytes of one of a snapshot, states aside: a longer one takes time from others
 _STRIKES = 32  # refused messages in a row, after which a client is not understood
-_RECENT = 512  # latencies that percentiles are taken of
 _LEVEL_DIGITS = 4
 _TURN = 16  # frames that are taken before others have their turn
 _TOGETHER = 32  # results that are told at a time
@@ -77,10 +76,6 @@ class Session:
         self._rows: Rows | None = None if self._emit == "none" else make_rows(manifest, self._emit)
         self._level = manifest.outputs[0].name if manifest.events is None else manifest.events.output
         self._frames = 0  # of the output that levels are sent of
-        self._arrivals: deque[tuple[int, float]] = (
-            deque()
-        )  # of messages that complete a block: position after it, when it came
-        self._latencies: deque[float] = deque(maxlen=_RECENT)
         self._expects_snapshot = False
         self._strikes = self._received = 0
         self._telling = asyncio.Lock()  # what belongs together is not torn apart by an answer
@@ -96,6 +91,7 @@ class Session:
             "ping": self._on_ping,
         }
         self._counts = metrics.of(manifest.name)
+        self._late = Lateness(self._counts.latency.add)
 
     @property
     def waiting(self) -> int:
@@ -301,7 +297,7 @@ class Session:
             self._rows = make_rows(self.model.manifest, self._emit)
         self._intake = Intake(self.model.manifest.input, self._asked)
         self._frames = 0
-        self._arrivals.clear()
+        self._late.forget()
         self._again.set()
 
     async def _push(self, frames: Array) -> None:
@@ -318,12 +314,12 @@ class Session:
         stream, count = self._stream, len(items)
         completes = (stream.position - stream.done) % stream.block + count >= stream.block
         if completes:
-            self._arrivals.append((stream.position + count, at))
+            self._late.expect(stream.position + count, at)
         try:
             await stream.push(items)
         except InputError:
             if completes:
-                self._arrivals.pop()
+                self._late.take_back()
             raise
         self._counts.items += len(items)
 
@@ -374,13 +370,14 @@ class Session:
         start, levels = self._frames, [self._use(result, rows)]
         while self._stream.unread and len(levels) < _TOGETHER:
             levels.append(self._use(await anext(self._stream), rows))
-        if self._asked.levels:
-            await self._send(self._levels(np.concatenate(levels), start))
+        values = np.concatenate(levels)
+        if self._asked.levels and len(values):
+            await self._send(self._levels(values, start))
         await self._send_rows(rows)
 
     def _use(self, result: Result, rows: list[Message]) -> Array:
         """Append the rows of a result; returns the output that levels are made of."""
-        self._note_latency()
+        self._late.note(self._stream.read)
         outputs = by_name(self.model.manifest, result)
         if self._rows is not None:
             rows += self._rows.push(outputs)
@@ -394,24 +391,10 @@ class Session:
         shown = [row[0] for row in short] if len(short[0]) == 1 else short
         return {"type": "levels", "output": self._level, "start": start, "values": shown}
 
-    def _note_latency(self) -> None:
-        """How long ago the message came that completed the block which was run last."""
-        done = self._stream.read
-        while self._arrivals and self._arrivals[0][0] < done:
-            self._arrivals.popleft()
-        if self._arrivals:
-            took = time.perf_counter() - self._arrivals[0][1]
-            self._latencies.append(took)
-            self._counts.latency.add(took)
-
     async def _tell_stats(self) -> None:
         while True:
             await asyncio.sleep(1)
-            found = sorted(self._latencies)
-            p50, p99 = (
-                round(1e3 * found[min(len(found) - 1, int(share * len(found)))], 3) if found else None
-                for share in (0.5, 0.99)
-            )
+            p50, p99 = self._late.quantile(0.5), self._late.quantile(0.99)
             position = self._stream.position
             await self._send(
                 {"type": "stats", "items": position, "p50_ms": p50, "p99_ms": p99, "queue": self.waiting}

@@ -44,7 +44,7 @@ def test_wheel_with_library_needs_no_compiler(source: Path, library: Library, tm
     assert (python, abi) == ("py3", "none")
     assert platform != "any"
     assert f"streamssm/native/{_FILE}" in members(wheel)
-    assert not [name for name in members(wheel) if name.endswith((".h", ".cpp", ".a", ".o"))]
+    assert not [name for name in members(wheel) if name.endswith((".h", ".cpp", ".cu", ".cuh", ".a", ".o"))]
 
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "bare"], check=True)
     programs, empty = tmp_path / "bare" / "bin", tmp_path / "empty"
@@ -73,6 +73,9 @@ def test_wheel_without_a_compiler_is_pure(source: Path, tmp_path: Path) -> None:
     assert wheel.stem.endswith("-py3-none-any")
     assert not [name for name in members(wheel) if name.endswith((".so", ".dylib", ".dll"))]
     assert "streamssm/native/library.py" in members(wheel)
+    assert {f"streamssm/serving/page/{name}" for name in ("index.html", "app.js", "style.css")} <= members(
+        wheel
+    )
 
 
 def pip_settings() -> dict[str, str]:

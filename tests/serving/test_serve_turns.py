@@ -61,10 +61,10 @@ def test_messages_that_complete_no_block_are_not_remembered(models, count):
                 await talk.send(np.zeros(1, np.float32))
             await talk.ask("ping", "pong")
             session = next(iter(server._sessions))
-            assert not session._arrivals
+            assert not session._late._arrivals
             await talk.send(np.zeros(80 - count, np.float32))
             await talk.ask("flush", "flushed")
-            assert len(session._latencies) == 1
+            assert len(session._late._latest) == 1
 
     run(scenario)
 
