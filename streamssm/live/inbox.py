@@ -110,8 +110,9 @@ class Inbox:
         wait says so: then something is dropped instead, under ``block`` the oldest.
         """
         moment = time.perf_counter() if at is None else at
-        for start in range(0, len(items), self.capacity):
-            part = np.array(items[start : start + self.capacity], self.empty.dtype)
+        size = max(1, self.capacity // 4)  # a part as large as the queue would wait until it is empty
+        for start in range(0, len(items), size):
+            part = np.array(items[start : start + size], self.empty.dtype)
             with self.changed:
                 self._wait_for_room(len(part), wait)
                 if self._ended or self.closed:
