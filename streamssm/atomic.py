@@ -52,7 +52,7 @@ def replacing(path: str | os.PathLike[str], temporary: str | None = None) -> Ite
         yield made
         _flush(made, os.O_RDWR)
         os.replace(made, target)
-        _flush_folder(target.parent)
+        flush_folder(target.parent)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
@@ -86,7 +86,7 @@ def move_into_place(files: Sequence[tuple[Path, Path]]) -> None:
             moved.append((target, _kept(target) if len(files) > 1 else None))
             os.replace(source, target)
         for folder in {target.parent for _, target in files}:
-            _flush_folder(folder)
+            flush_folder(folder)
     except OSError as error:
         for target, kept in moved:
             with suppress(OSError):
@@ -109,7 +109,8 @@ def _kept(target: Path) -> Path | None:
     return second
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Have the names of a folder on the disk too, where the system can."""
     # Windows cannot open a folder, and some network file systems cannot flush one
     if os.name == "posix":
         with suppress(OSError):

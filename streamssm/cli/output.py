@@ -7,12 +7,12 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from streamssm.atomic import target_of
+from streamssm.atomic import flush_folder, target_of
 from streamssm.errors import OutputError, UsageError
 
 
@@ -58,7 +58,7 @@ class Output:
         with self._typed():
             os.fsync(self._file.fileno())
             if not self._synced and self._path is not None:
-                flush_folder(self._path)
+                flush_folder(Path(os.path.realpath(self._path)).parent)
         self._synced = True
 
     def finish(self, correct: Callable[[BinaryIO], None]) -> None:
@@ -104,18 +104,6 @@ def _is_file(file: BinaryIO) -> bool:
         return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     except (OSError, ValueError):  # it has no descriptor: a test's standard output
         return False
-
-
-def flush_folder(path: Path) -> None:
-    """Have the entry of a new file on the disk too."""
-    if os.name != "posix":  # Windows cannot open a folder
-        return
-    with suppress(OSError):  # some network file systems cannot flush one
-        descriptor = os.open(Path(os.path.realpath(path)).parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _open(path: Path, at: int | None) -> BinaryIO:

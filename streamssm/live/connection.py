@@ -12,9 +12,8 @@ from threading import Event, Thread
 from streamssm import waiting
 from streamssm.errors import SourceError
 from streamssm.live.inbox import Inbox
-from streamssm.sources.base import Gap
+from streamssm.sources.base import DISCONNECTED, Gap
 
-DISCONNECTED = "disconnected"
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before a connection is opened again
 _JITTER = 0.1  # so that many receivers of one server that went away do not all come back at once
 _PATIENCE = 1.0  # seconds that a thread may take to notice that it is to stop

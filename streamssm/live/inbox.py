@@ -22,10 +22,9 @@ from streamssm import waiting
 from streamssm.errors import UsageError
 from streamssm.live.queue import POLICIES, SPILL_LIMIT, Policy
 from streamssm.live.spill import Chunk, Spiller
-from streamssm.sources.base import Gap, Request
+from streamssm.sources.base import DROPPED, Gap, Request
 
 Array = npt.NDArray[Any]
-DROPPED = "dropped"
 
 _UNWRITTEN = 1 << 24  # bytes beyond the capacity that may wait in memory for the disk
 

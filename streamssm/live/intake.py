@@ -8,9 +8,8 @@ from streamssm.live.inbox import Inbox
 from streamssm.live.messages import Message, MessageReader
 from streamssm.live.order import Order
 from streamssm.live.pace import Pace
-from streamssm.sources.base import Gap
+from streamssm.sources.base import INVALID, Gap
 
-INVALID = "invalid"
 _HELD_UP = 0.1  # seconds that a message took to find room
 _TOLD = 3  # faults that are told in full; all are counted
 

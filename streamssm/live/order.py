@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from streamssm.live.messages import Place
-from streamssm.sources.base import Gap
+from streamssm.sources.base import MISSING, Gap
 
-MISSING = "missing"
 # A moment may be late by this part of an item without one being missing. What is early or late then draws
 # the expectation along by _FOLLOW, so that a sender's clock that runs up to 7 % too slow leaves no gaps.
 _LATE = 0.75

@@ -8,9 +8,8 @@ much is filled as brings the rows of the items before it, or dropping would win 
 from __future__ import annotations
 
 from streamssm import clock
-from streamssm.live.inbox import DROPPED
 from streamssm.manifest import Manifest
-from streamssm.sources.base import Gap
+from streamssm.sources.base import DROPPED, Gap
 
 SECONDS = 10  # of a gap that are filled at most
 ITEMS = 1000  # the same for a model without a clock

@@ -62,6 +62,12 @@ class Request:
         return replace(self, format=format)
 
 
+#: Why items are missing: our own queue was full, the sound driver lost them, numbers or times show it, a
+#: connection was away, they could not be read.
+DROPPED, DEVICE, MISSING = "dropped", "device", "missing"
+DISCONNECTED, INVALID = "disconnected", "invalid"
+
+
 @dataclass(frozen=True)
 class Gap:
     """Items that are missing from a live source: how many, if that is known, or for how long.

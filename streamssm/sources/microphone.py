@@ -18,10 +18,9 @@ from streamssm.live.connection import Connection, LostError
 from streamssm.live.inbox import Inbox
 from streamssm.live.opening import make_inbox
 from streamssm.live.source import LiveSource
-from streamssm.sources.base import Array, Gap, Request, Source, check_floats
+from streamssm.sources.base import DEVICE, Array, Gap, Request, Source, check_floats
 from streamssm.sources.convert import Converter
 
-DEVICE = "device"
 _BLOCK = 0.01  # seconds in a callback
 _TICK = 0.25  # seconds between looks at whether the device is still there
 _SILENT = 5.0  # seconds without a callback after which it is not

@@ -17,10 +17,9 @@ from streamssm.errors import InputError, SourceError
 from streamssm.manifest import Input
 from streamssm.sources import gz
 from streamssm.sources.bam import BamParser, HtslibParser
-from streamssm.sources.base import Array, Gap, Request, Source, check_path, closed_on_error
+from streamssm.sources.base import INVALID, Array, Gap, Request, Source, check_path, closed_on_error
 from streamssm.sources.bytestream import ByteStream
 from streamssm.sources.fasta import BadReadError, FastaParser, FastqParser, ReadParser
-from streamssm.sources.rows import INVALID
 
 SUFFIXES = {
     **dict.fromkeys((".fasta", ".fa", ".fna", ".ffn", ".frn"), "fasta"),

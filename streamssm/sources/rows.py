@@ -10,12 +10,20 @@ import numpy as np
 
 from streamssm import clock
 from streamssm.errors import SourceError, UsageError
-from streamssm.sources.base import Array, Gap, Request, Source, channel_map, check_declared_rate
+from streamssm.sources.base import (
+    INVALID,
+    MISSING,
+    Array,
+    Gap,
+    Request,
+    Source,
+    channel_map,
+    check_declared_rate,
+)
 from streamssm.sources.bytestream import LINE, ByteStream
 from streamssm.sources.timeline import Timeline
 from streamssm.waiting import Interrupted
 
-INVALID, MISSING = "invalid", "missing"
 _LINES = 4096  # read at once, at most
 _SHOWN = 40  # characters of what is wrong
 
