@@ -46,12 +46,11 @@ format: $(VENV)/.development
 
 bench: $(VENV)/.development  ## the figures in the docs; builds the peers' environments first, in .cache
 	$(PIP) install -c constraints.txt -e '.[bench]'
-	$(BIN)/python benchmarks/core.py
-	$(BIN)/python benchmarks/products.py
-	$(BIN)/python benchmarks/streams.py
-	$(BIN)/python benchmarks/kill.py
-	$(BIN)/python benchmarks/peers.py --setup
-	$(BIN)/python benchmarks/peers.py
+	@failed=; for part in core products streams kill 'peers --setup' peers; do \
+	  echo "benchmarks/$${part%% *}.py$${part#$${part%% *}}" >&2; \
+	  $(BIN)/python benchmarks/$${part%% *}.py $${part#$${part%% *}} || failed="$$failed $${part%% *}"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "missed a bar, or failed:$$failed" >&2; exit 4; fi
 
 cuda:  ## the CUDA kernels with nvcc, for backend="cuda"; ARCHS="90" for one kind of GPU only
 	sh kernels/cuda/build.sh build/cuda
