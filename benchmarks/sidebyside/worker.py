@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,7 @@ class Worker:
                 stderr=errors,
                 env=environment,
                 preexec_fn=pin,
+                start_new_session=True,
                 text=True,
                 bufsize=1,
             )
@@ -87,9 +90,10 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        """End the process."""
-        if self.process.poll() is None:
-            self.process.kill()
+        """End the process and what it has started: OpenVINO's compression leaves children that keep our pipes
+        open, and may never end."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.communicate()
 
     def __enter__(self) -> Worker:
