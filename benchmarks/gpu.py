@@ -18,6 +18,7 @@ import time
 
 import gpu_chain
 import gpu_models
+import gpu_rows
 import numpy as np
 import torch
 from gpu_models import _f64, _random, native, reference
@@ -170,6 +171,18 @@ def chain_row(library, kind: type, B: int, T: int) -> dict:
     return {"us": taken, "bytes": stack.weight_bytes() + B * stack.state_bytes(), "error": error}
 
 
+def rows_row(library, kind: type, B: int) -> dict:
+    """One item of B rows through a stack of 24 layers, in the kernels of rows_api.h."""
+    stack = kind(24, 50280 if kind is gpu_models.Mamba else 50288, slots=B)
+    stack.conv.normal_(std=0.1), stack.ssm.normal_(std=0.1)
+    rows = gpu_rows.Rows(library, stack, B)
+    error = gpu_rows.error_of(rows, B, sorted({0, 1, B - 1}))
+    call = rows.call(B)
+    taken = microseconds(lambda: rows.step(call), 30, 2)
+    rows.destroy()
+    return {"us": taken, "bytes": stack.weight_bytes() + B * stack.state_bytes(), "error": error}
+
+
 def vad_row(slots: int, steps: int = 2000) -> dict:
     """A step of a pool's backend, host to host: 10 ms of every slot. The error is against the processor."""
     import streamssm
@@ -203,11 +216,11 @@ def table(library, only: str) -> dict[str, dict]:
     mamba, mamba2 = gpu_models.Mamba, gpu_models.Mamba2
     rows = {
         "mamba step B=1": lambda: step_row(library, mamba(24, 50280)),
-        "mamba step B=64": lambda: chain_row(library, mamba, 64, 1),
-        "mamba step B=256": lambda: chain_row(library, mamba, 256, 1),
+        "mamba step B=64": lambda: rows_row(library, mamba, 64),
+        "mamba step B=256": lambda: rows_row(library, mamba, 256),
         "mamba2 step B=1": lambda: step_row(library, mamba2(24, 50288)),
-        "mamba2 step B=64": lambda: chain_row(library, mamba2, 64, 1),
-        "mamba2 step B=256": lambda: chain_row(library, mamba2, 256, 1),
+        "mamba2 step B=64": lambda: rows_row(library, mamba2, 64),
+        "mamba2 step B=256": lambda: rows_row(library, mamba2, 256),
         "mamba push of 64": lambda: chain_row(library, mamba, 1, 64),
         "mamba2 push of 64": lambda: chain_row(library, mamba2, 1, 64),
         "mamba prefill 4096": lambda: chain_row(library, mamba, 1, 4096),

@@ -8,6 +8,7 @@ import torch
 from gpu_models import EPS, Mamba, Stack, _f64, native
 
 HALF = native.FLOAT16
+LOW_RANK_ITEMS = 512  # of a call, up to which a scan that makes its step sizes is sooner done
 
 
 class Chain:
@@ -61,14 +62,18 @@ class Chain:
         )
         pointers = [t.data_ptr() for t in (*tensors, state, state, y)]
         pitches = (2 * s.D, s.R + 2 * s.N)
+        low = native.LowRank(s.R, s.R + 2 * s.N, small.data_ptr(), w["dt_proj"].data_ptr())
         scan = native.ScanCall(self.B, self.T, None, None, s.D, s.N, HALF, 0, *pointers, *pitches)
 
         def run() -> None:
             torch.mm(self.normed, w["in_proj"].T, out=xz)
             self.launch("causal_conv1d", conv)
             torch.mm(u, w["x_proj"].T, out=small)
-            torch.mm(small[:, : s.R], w["dt_proj"].T, out=dt)
-            self.launch("selective_scan", scan)
+            if 1 < self.T <= LOW_RANK_ITEMS:
+                self.library.scan_low_rank(scan, low, torch.cuda.current_stream().cuda_stream)
+            else:
+                torch.mm(small[:, : s.R], w["dt_proj"].T, out=dt)
+                self.launch("selective_scan", scan)
             torch.mm(y, w["out_proj"].T, out=self.out)
 
         run.keep = (xz, u, small, dt, y)
@@ -77,14 +82,12 @@ class Chain:
     def mamba2(self, w: dict, conv_state: torch.Tensor, state: torch.Tensor):
         s = self.stack
         D, W = s.H * s.P, 2 * s.G * s.N
-        wide, mixed, dt, y, gated = (self.half(n) for n in (2 * D + W + s.H, D + W, s.H, D, D))
+        wide, mixed, y, gated = (self.half(n) for n in (2 * D + W + s.H, D + W, D, D))
         pitch = wide.shape[1]
         conv = self.conv(w, wide[:, D:], pitch, conv_state, mixed)
-        raw = wide[:, 2 * D + W :].data_ptr()
-        sizes = native.StepSizeCall(
-            self.rows, s.H, pitch, HALF, *s.dt_limit, raw, w["dt_bias"].data_ptr(), dt.data_ptr()
-        )
-        tensors = (mixed, dt, mixed[:, D:], mixed[:, D + s.G * s.N :], w["A"], w["skip"], state, state, y)
+        raw = wide[:, 2 * D + W :]
+        sizes = native.RawSteps(pitch, *s.dt_limit, w["dt_bias"].data_ptr())
+        tensors = (mixed, raw, mixed[:, D:], mixed[:, D + s.G * s.N :], w["A"], w["skip"], state, state, y)
         pointers = [t.data_ptr() for t in tensors]
         dual = native.DualCall(
             self.B, self.T, None, None, s.H, s.P, s.G, s.N, HALF, 0, *pointers, D + W, D + W
@@ -95,12 +98,11 @@ class Chain:
         def run() -> None:
             torch.mm(self.normed, w["in_proj"].T, out=wide)
             self.launch("causal_conv1d", conv)
-            self.launch("step_size", sizes)
-            self.launch("state_space_dual", dual)
+            self.library.dual_raw(dual, sizes, torch.cuda.current_stream().cuda_stream)
             self.launch("gate_norm", gate)
             torch.mm(gated, w["out_proj"].T, out=self.out)
 
-        run.keep = (wide, mixed, dt, y, gated)
+        run.keep = (wide, mixed, y, gated)
         return run
 
     def step(self) -> None:

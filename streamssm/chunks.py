@@ -90,6 +90,20 @@ class ChunkRule:
             raise InputError(self._value_fault(array[0] if self.batch is None else array))
         return array
 
+    def accept_rows(self, chunks: object, count: int) -> Array:
+        """Chunks of ``count`` streams, as ``[count, T, *shape]`` in the model's dtype; for a rule without
+        a batch.
+
+        Raises:
+            InputError: as of :meth:`accept`.
+        """
+        shape = self.spec.shape
+        if type(chunks) is np.ndarray and chunks.size and len(chunks) == count:
+            fits = chunks.ndim == 2 + len(shape) and chunks.shape[2:] == shape
+            if fits and self.plain(chunks.reshape(-1, *shape)):
+                return chunks
+        return ChunkRule(self.spec, count, self.allow_nonfinite).accept(chunks)
+
     def _array(self, chunk: object) -> Array:
         # numpy.ma takes milliseconds to import; no masked array exists before
         if "numpy.ma" in sys.modules and isinstance(chunk, np.ma.MaskedArray):

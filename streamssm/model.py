@@ -32,22 +32,38 @@ Array = npt.NDArray[Any]
 _BUILT_IN = Path(__file__).parent / "models"
 
 
-def load(name_or_path: str | os.PathLike[str], backend: str = "auto") -> Model:
+def load(name_or_path: str | os.PathLike[str], backend: str = "auto", precision: str = "float32") -> Model:
     """Open a model.
 
     ``name_or_path`` is the name of a built-in model (a string without a suffix and without
-    a folder, such as ``"vad"``) or the path of an ``.onnx`` file. ``backend`` is ``"cpu"``, ``"cuda"``
-    or ``"auto"``: a GPU for a large model where one can be used, else the processor.
+    a folder, such as ``"vad"``) or the path of an ``.onnx`` file or of an engine folder. ``backend`` is
+    ``"cpu"``, ``"cuda"``, ``"tensorrt"`` (for engines) or ``"auto"``: a GPU for a large model where one can
+    be used, else the processor. ``precision`` is for
+    ``"cuda"``: ``"float16"`` or ``"bfloat16"`` rounds the matrices of Mamba and Mamba-2 blocks, and what
+    passes between them, which is several times faster; states and sums stay float32.
 
     Raises:
-        UsageError: there is no such backend.
+        UsageError: there is no such backend or precision.
         ModelFileError: the file is missing, damaged, or no streamssm model; its
             subclasses :class:`ManifestError` and :class:`IntegrityError` say which part.
         BackendError: the backend is not installed or cannot run the model.
     """
     backend = resolve(backend)
-    file = read_model_file(find(name_or_path))
-    return Model(file, open_backend(backend, file))
+    file = read_file(find(name_or_path))
+    return Model(file, open_backend(backend, file, precision))
+
+
+def read_file(path: Path) -> ModelFile:
+    """What a model file says, or an engine folder.
+
+    Raises:
+        ModelFileError: as of :func:`load`.
+    """
+    if path.is_dir():
+        from streamssm.tensorrt.opening import read_engine
+
+        return read_engine(path)
+    return read_model_file(path)
 
 
 def built_in_models() -> list[str]:
@@ -65,6 +81,8 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
     if not isinstance(name_or_path, str) or path.suffix or path.name != name_or_path:
         return path
     names = built_in_models()
+    if name_or_path not in names and path.is_dir():
+        return path  # an engine folder, whose name needs no suffix
     if name_or_path not in names:
         known = ", ".join(names) or "none in this installation"
         raise ModelFileError(

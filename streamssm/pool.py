@@ -9,29 +9,28 @@ at one number of slots and one block it is the same to the byte.
 from __future__ import annotations
 
 import heapq
-import itertools
 import threading
-import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from streamssm.backends import Call
+from streamssm.batch_step import BatchStep
 from streamssm.chunks import ChunkRule
-from streamssm.errors import BackendError, PoolFullError, UsageError
+from streamssm.collect import ByKey, ByRows, Key, Names, Rows
+from streamssm.errors import PoolFullError, UsageError
 from streamssm.frames import frame_rules
-from streamssm.slot import Slot, put_rows
+from streamssm.readiness import Readiness
+from streamssm.slot import Slot, Table
 from streamssm.stream import Result, StreamState
 
 if TYPE_CHECKING:
     from streamssm.model import Model
 
-Array = npt.NDArray[Any]
-Key = Hashable
+__all__ = ["Array", "Key", "Pool", "Rows"]
 
-_SMALL = 1 << 14  # bytes of an output, all rows of a call
+Array = npt.NDArray[Any]
 
 
 class Pool:
@@ -45,22 +44,21 @@ class Pool:
         self, model: Model, slots: int, block: int, *, gather: float, limit: int, allow_nonfinite: bool
     ) -> None:
         """Use :meth:`Model.pool`, which checks the arguments."""
-        self._model, self._block, self._gather, self._limit = model, block, gather, limit
+        self._model, self._block, self._limit = model, block, limit
         spec = model.manifest.input
         self._allow = allow_nonfinite
         self._rule = ChunkRule(spec, None, allow_nonfinite)
-        self._frames = frame_rules(model.manifest)
+        self._names = tuple(output.name for output in model.manifest.outputs)
         self._states = model.backend.slots(block, slots)
-        # room for a block and what comes while it is run
-        self._stage = np.zeros((slots, 2 * block, *spec.shape), self._rule.dtype)
+        self._table = Table(slots, block, spec.shape, self._rule.dtype)
         self._slots: dict[Key, Slot] = {}
         self._free = list(range(slots))  # a heap
-        self._ready: dict[Key, Slot] = {}  # those that a step would run, in the order they became so
-        self._behind = False  # whether a stream that was just run has another block already
-        self._paused: set[Key] = set()
+        self._known = Names()
         self._stepping = threading.RLock()  # the states
         self._lock = threading.RLock()  # the slots and what waits in them
-        self._changed = threading.Condition(self._lock)
+        self._readiness = Readiness(self._table, self._lock, gather)
+        rules = frame_rules(model.manifest)
+        self._step = BatchStep(self._table, self._states, rules, self._readiness, self._lock, self._forget)
 
     def __enter__(self) -> Pool:
         return self
@@ -87,7 +85,7 @@ class Pool:
     @property
     def slots(self) -> int:
         """Streams that can be open at a time."""
-        return len(self._stage)
+        return len(self._table)
 
     @property
     def block(self) -> int:
@@ -96,12 +94,12 @@ class Pool:
 
     def position(self, key: Key) -> int:
         """Input items accepted from a stream since its start."""
-        return self._slot(key).position
+        return int(self._table.position[self._slot(key).row])
 
     def pending(self, key: Key) -> int:
         """Items accepted but not yet run."""
-        slot = self._slot(key)
-        return slot.position - min(slot.done, slot.position)
+        row, table = self._slot(key).row, self._table
+        return max(0, int(table.position[row] - table.done[row]))
 
     # Coming and going.
 
@@ -123,9 +121,12 @@ class Pool:
                 raise PoolFullError(
                     f"all {self.slots} slots are taken; close a stream, or open a larger pool"
                 )
-            row = heapq.heappop(self._free)  # few lanes, well filled
-            slot = self._slots[key] = Slot(key, row, self._stage[row])
-            self._fill(slot, state)
+            self._fill(row := self._free[0], state)  # the least: few lanes, well filled
+            heapq.heappop(self._free)
+            self._slots[key] = Slot(self._table, key, row)
+            self._table.take(row, key)
+            self._known.forget()
+            self._readiness.note(row)
 
     def close(self, key: Key) -> None:
         """Forget a stream at once, and free its slot; :meth:`flush` ends one properly.
@@ -136,7 +137,7 @@ class Pool:
         with self._stepping, self._lock:
             self._slot(key)
             self._forget(key)
-            self._notify()
+            self._readiness.tell()
 
     def reset(self, key: Key) -> None:
         """Make a stream as new, at item 0; what waits is dropped.
@@ -145,7 +146,8 @@ class Pool:
             UsageError: there is no stream of this key.
         """
         with self._stepping, self._lock:
-            self._fill(self._slot(key), None)
+            self._fill(row := self._slot(key).row, None)
+            self._readiness.note(row)
 
     def snapshot(self, key: Key, extra: dict[str, str] | None = None) -> bytes:
         """A stream as bytes, the same as of a :class:`Stream` at this item; see :meth:`open` and
@@ -161,7 +163,8 @@ class Pool:
             slot = self._slot(key)
             slot.require_open()
             slot.require_whole()
-            state = StreamState(self._states.read(slot.row), slot.waiting()[None], slot.position, ended=False)
+            waiting, position = self._table.waiting(slot.row)[None], int(self._table.position[slot.row])
+            state = StreamState(self._states.read(slot.row), waiting, position, ended=False)
         return encode(self._model, Snapshot(state, self._block, None, self._allow, dict(extra or {})))
 
     def pause(self, key: Key) -> None:
@@ -171,10 +174,10 @@ class Pool:
             UsageError: there is no stream of this key.
         """
         with self._lock:
-            self._slot(key)
-            self._paused.add(key)
-            self._ready.pop(key, None)
-            self._notify()
+            row = self._slot(key).row
+            self._table.set_paused(row, True)
+            self._table.set_ready(row, False)
+            self._readiness.tell()
 
     def resume(self, key: Key) -> None:
         """End a pause.
@@ -183,9 +186,9 @@ class Pool:
             UsageError: there is no stream of this key.
         """
         with self._lock:
-            slot = self._slot(key)
-            self._paused.discard(key)
-            self._note(slot)
+            row = self._slot(key).row
+            self._table.set_paused(row, False)
+            self._readiness.note(row)
 
     # Items in, results out.
 
@@ -201,15 +204,17 @@ class Pool:
         items = chunk if self._rule.plain(chunk) else self._rule.accept(chunk)[0]
         with self._lock:
             slot = self._slots.get(key) or self._slot(key)
-            if slot.ending or slot.items + len(items) > self._limit:
+            waiting = self._table.put(slot.row, items, self._limit)
+            if waiting >= self._block:
+                self._readiness.note(slot.row)
+            elif waiting < 0:
                 slot.require_room(len(items), self._limit)
-            slot.put(items)
-            if slot.items >= self._block:
-                self._note(slot)
 
     def push_rows(self, keys: Sequence[Key], chunks: Array) -> None:
         """Give each of these streams one row of ``chunks [n, T, *item_shape]``: :meth:`push` for
         what arrives together, such as the channels of one device, at a fraction of its cost.
+
+        The same tuple (or range) of keys, passed again and again, is looked up once.
 
         Raises:
             InputError: the chunks do not fit the model; nothing was taken.
@@ -217,17 +222,26 @@ class Pool:
             UsageError: there is no stream of one of the keys, or one comes twice.
             StreamEndedError: one of them is being flushed; nothing was taken.
         """
-        rows = ChunkRule(self._model.manifest.input, len(keys), self._allow).accept(chunks)
+        items = self._rule.accept_rows(chunks, len(keys))
         with self._lock:
-            slots = [self._slot(key) for key in keys]
-            if len(set(keys)) < len(slots):
+            rows, table = self._rows_of(keys), self._table
+            if not len(rows):
+                return
+            if table.ending[rows].any() or int(table.items[rows].max()) + items.shape[1] > self._limit:
+                for key in keys:
+                    self._slot(key).require_room(items.shape[1], self._limit)
+            table.put_rows(rows, items)
+            self._readiness.note_rows(rows)
+
+    def _rows_of(self, keys: Sequence[Key]) -> Array:
+        """The rows of streams; raises UsageError."""
+        rows = self._known.rows(keys)
+        if rows is None:
+            rows = np.array([self._slot(key).row for key in keys], np.intp)
+            if len(np.unique(rows)) < len(rows):
                 raise UsageError("a key comes twice; give each stream one chunk")
-            for slot in slots:
-                slot.require_room(rows.shape[1], self._limit)
-            put_rows(slots, self._stage, rows)
-            for slot in slots:
-                if slot.items >= self._block:
-                    self._note(slot)
+            self._known.note(keys, rows)
+        return rows
 
     def flush(self, key: Key) -> None:
         """End a stream: later steps run what waits, release the look-ahead and close it. The last
@@ -237,41 +251,31 @@ class Pool:
             UsageError: there is no stream of this key.
         """
         with self._stepping, self._lock:
-            slot = self._slot(key)
+            slot, table = self._slot(key), self._table
             if slot.ending:
                 return
-            manifest, position = self._model.manifest, slot.position
-            hop, pending = manifest.input.hop, slot.items
+            row, manifest = slot.row, self._model.manifest
+            position, pending, hop = int(table.position[row]), int(table.items[row]), manifest.input.hop
             tail = -(-(pending + manifest.lookahead) // hop) * hop if position else 0
-            slot.put(np.zeros((tail - pending, *manifest.input.shape), self._rule.dtype))
-            slot.position, slot.ending = position, True  # padding does not count
-            self._note(slot)
+            table.put(row, np.zeros((tail - pending, *manifest.input.shape), self._rule.dtype))
+            table.position[row] = position  # padding does not count
+            table.end(row)
+            self._readiness.note(row)
 
     @property
     def behind(self) -> bool:
         """Whether a stream that the last step ran has another block already."""
-        return self._behind
+        return self._readiness.behind
 
     def ready(self) -> int:
         """Streams that the next step would run."""
-        return len(self._ready)
+        return self._table.ready_count
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until a step is worth its while: every open stream is ready, one has been for ``gather``
         seconds, or one is more than a block behind. False if nothing is ready after ``timeout`` seconds.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with self._changed:
-            while True:
-                now = time.monotonic()
-                first = next(iter(self._ready.values()), None)
-                due = None if first is None else first.since + self._gather
-                if due is not None and (self._behind or self._all_ready() or due <= now):
-                    return True
-                if deadline is not None and deadline <= now:
-                    return bool(self._ready)
-                ends = [at for at in (due, deadline) if at is not None]
-                self._changed.wait(min(ends) - now if ends else None)
+        return self._readiness.wait(timeout)
 
     def step(self) -> list[tuple[Key, Result]]:
         """Run one block of every stream that has one; the results by key, empty ones included.
@@ -284,84 +288,31 @@ class Pool:
                 that part alone, fails.
             StreamTornError: an interrupt (KeyboardInterrupt) had cut a stream's step short; reset it.
         """
-        results: list[tuple[Key, Result]] = []
+        results = ByKey(self._table, self._names)
         with self._stepping:
+            self._step.run(results)
+        return results.found
+
+    def step_rows(self, copy: bool = True) -> list[Rows]:
+        """:meth:`step` for streams that are fed by :meth:`push_rows`: the results of those that get equally
+        many frames together, as arrays. While none begins or ends that is one entry.
+
+        The tuple of keys is the same object as long as the same streams are run, and may go to
+        :meth:`push_rows`. Without ``copy`` the arrays may be the backend's own, which the next step
+        overwrites: for outputs of megabytes, such as the logits of many streams.
+
+        Raises:
+            BackendError, StreamTornError: as of :meth:`step`.
+        """
+        results = ByRows(self._table, self._names, copy)
+        with self._stepping:  # no stream may come or go before the keys are noted
+            self._step.run(results)
             with self._lock:
-                self._behind = False
-                ready = {slot.row: slot for slot in self._ready.values()}
-                ready = {row: slot for row, slot in ready.items() if slot.suspect} or ready
-                others = [slot.row for slot in self._slots.values() if slot.row not in ready]
-            for items, call in self._calls(ready, others):
-                slots = [ready[row] for row in call.slots]
-                try:
-                    results += self._run(call, items, slots)
-                except Exception:
-                    for slot in slots:
-                        slot.suspect = True
-                    if not results:
-                        raise
-                    break
-        return results
+                return [Rows(self._keys_of(rows, keys), y) for rows, keys, y in results.joined()]
 
-    def _calls(self, ready: dict[int, Slot], others: list[int]) -> Iterator[tuple[int, Call]]:
-        """What is to be run, and how many items of each stream: a block, or what is left at the end."""
-        whole = [row for row, slot in ready.items() if slot.items >= self._block]
-        last = sorted((slot.items, row) for row, slot in ready.items() if slot.items < self._block)
-        yield from (
-            (self._block, call) for call in self._states.calls(whole, [*others, *(r for _, r in last)])
-        )
-        for items, group in itertools.groupby(last, key=lambda entry: entry[0]):
-            yield from ((items, call) for call in self._states.last_calls([row for _, row in group], items))
-
-    def _run(self, call: Call, items: int, slots: list[Slot]) -> list[tuple[Key, Result]]:
-        for slot in slots:
-            slot.require_whole()
-        with self._lock:
-            for row, slot in zip(call.rows, slots, strict=True):
-                call.x[row, :items] = slot.stage[:items]
-        try:
-            outputs = call.run()
-            with self._lock:
-                results = self._results(call.rows, slots, outputs)
-                for slot in slots:
-                    self._advance(slot, items)
-        except BackendError:
-            raise
-        except BaseException:
-            for slot in slots:
-                slot.torn = True
-            raise
-        return results
-
-    def _advance(self, slot: Slot, items: int) -> None:
-        """A stream has been run; it may be ready again, behind those that have waited longer."""
-        slot.suspect = False
-        if items < self._block:
-            self._forget(slot.key)
-        else:
-            slot.drop(items)
-            self._ready.pop(slot.key, None)
-            self._note(slot)
-            self._behind |= slot.key in self._ready
-
-    def _results(
-        self, rows: Sequence[int], slots: list[Slot], outputs: tuple[Array, ...]
-    ) -> list[tuple[Key, Result]]:
-        """The frames that each stream returns of these, copies."""
-        # small ones together, which is cheaper; a large one must not be kept in memory by another
-        small = sum(y.nbytes for y in outputs) <= _SMALL
-        if small:
-            outputs = tuple(y.copy() for y in outputs)
-        results: list[tuple[Key, Result]] = []
-        for row, slot in zip(rows, slots, strict=True):
-            parts = [slot.new_frames(rule, y[row]) for rule, y in zip(self._frames, outputs, strict=True)]
-            results.append((slot.key, self._present(parts if small else [part.copy() for part in parts])))
-        return results
-
-    def _present(self, parts: list[Array]) -> Result:
-        if len(parts) == 1:
-            return parts[0]
-        return {o.name: part for o, part in zip(self._model.manifest.outputs, parts, strict=True)}
+    def _keys_of(self, rows: Array, keys: Array) -> tuple[Key, ...]:
+        """Keys as a tuple, to be known again while their streams are all there."""
+        return self._known.keys(rows, keys) if self._table.taken[rows].all() else tuple(keys.tolist())
 
     # Slots.
 
@@ -371,35 +322,18 @@ class Pool:
             raise UsageError(f"there is no stream {key!r} in the pool; open it first")
         return slot
 
-    def _note(self, slot: Slot) -> None:
-        """A stream may have become ready now."""
-        key = slot.key
-        if key in self._ready or key in self._paused:
-            return
-        if slot.ending or slot.items >= self._block:
-            slot.since = time.monotonic()
-            self._ready[key] = slot
-            self._notify()
-
-    def _all_ready(self) -> bool:
-        return len(self._ready) == len(self._slots) - len(self._paused)
-
-    def _notify(self) -> None:
-        """Wake who waits where it makes a difference to him: the first is ready, or all are."""
-        if self._ready and (len(self._ready) == 1 or self._all_ready()):
-            self._changed.notify_all()
-
     def _forget(self, key: Key) -> None:
-        heapq.heappush(self._free, self._slots.pop(key).row)
-        self._ready.pop(key, None)
-        self._paused.discard(key)
+        row = self._slots.pop(key).row
+        self._table.leave(row)
+        self._known.forget()
+        heapq.heappush(self._free, row)
 
-    def _fill(self, slot: Slot, saved: StreamState | None) -> None:
-        """Set a slot to a state, or to item 0."""
-        slot.clear()
-        self._ready.pop(slot.key, None)
-        self._states.write(slot.row, None if saved is None else saved.states)
+    def _fill(self, row: int, saved: StreamState | None) -> None:
+        """Set a slot to a state, or to item 0; a failure leaves what waits in it as it is."""
+        table = self._table
+        self._states.write(row, None if saved is None else saved.states)
+        table.clear(row)
         if saved is not None:
-            slot.put(saved.pending[0])
-            slot.position, slot.done = saved.position, saved.position - len(saved.pending[0])
-        self._note(slot)
+            pending = saved.pending[0]
+            table.put(row, pending)
+            table.position[row], table.done[row] = saved.position, saved.position - len(pending)

@@ -11,6 +11,9 @@
 //
 // Results do not depend on the other rows, on B or on the slots, and are the same in every run. How a
 // sequence was cut into calls of one T does not change a bit; calls of different T differ by rounding.
+// StateSpaceDual from 16 items on counts its chunks from the beginning of a call, and so do the long calls of
+// SelectiveScan: there every call but the last must be full (no lengths) for that. In StateSpaceDual a
+// value of an item that is not finite may reach up to 15 items before it, in its own call.
 #pragma once
 
 #include <cstdint>
@@ -57,6 +60,14 @@ struct ScanCall {
   int64_t z_pitch, bc_pitch;
 };
 
+// Step sizes that a SelectiveScan makes itself: dt = low weight' summed in float32, low [B, T, R] with a pitch,
+// weight [D, R]; its own dt is not read. float16 and bfloat16 only, N at most 16, R at most 64 and a multiple of
+// 16, D and z_pitch multiples of 4, rows of low and weight on multiples of 8 bytes, sm_80 or later.
+struct LowRank {
+  int64_t R, pitch;
+  const void *low, *weight;
+};
+
 // x, y [B, T, H, P], dt [B, T, H], A [H], B, C [B, T, G, N], skip [H, P], state [slots, H, N, P]
 struct DualCall {
   Rows rows;
@@ -67,6 +78,14 @@ struct DualCall {
   float* next;
   void* y;
   int64_t x_pitch, bc_pitch;
+};
+
+// Step sizes that a StateSpaceDual makes itself: dt = softplus(raw + bias) within [least, most], in float32. Its
+// dt is then raw [B, T, H], with a pitch.
+struct RawSteps {
+  int64_t pitch;
+  float least, most;
+  const float* bias;
 };
 
 // q, y [B, T, Hq, dh], k, v [B, T, Hkv, dh], cosine, sine [W, half] (see the function below),
@@ -142,7 +161,11 @@ struct KeptState {
 // Each returns null, or says what is wrong. The text needs no freeing.
 STREAMSSM_CUDA_API const char* streamssm_cuda_causal_conv1d(const streamssm::cuda::ConvCall*, void* stream);
 STREAMSSM_CUDA_API const char* streamssm_cuda_selective_scan(const streamssm::cuda::ScanCall*, void* stream);
+STREAMSSM_CUDA_API const char* streamssm_cuda_selective_scan_low_rank(const streamssm::cuda::ScanCall*,
+                                                                      const streamssm::cuda::LowRank*, void* stream);
 STREAMSSM_CUDA_API const char* streamssm_cuda_state_space_dual(const streamssm::cuda::DualCall*, void* stream);
+STREAMSSM_CUDA_API const char* streamssm_cuda_state_space_dual_raw(const streamssm::cuda::DualCall*,
+                                                                   const streamssm::cuda::RawSteps*, void* stream);
 STREAMSSM_CUDA_API const char* streamssm_cuda_sliding_window_attention(const streamssm::cuda::AttentionCall*,
                                                                        void* stream);
 STREAMSSM_CUDA_API const char* streamssm_cuda_log_mel(const streamssm::cuda::LogMelCall*, void* stream);

@@ -19,7 +19,7 @@ flags="$flags -gencode=arch=compute_$last,code=compute_$last"
 objects=
 running=
 count=0
-for source in kernels/cuda/*.cu kernels/ort/cuda_*.cpp; do
+for source in kernels/cuda/*.cu kernels/ort/cuda_*.cpp kernels/ort/lent.cpp; do
   object=$out/$(basename "$source").o
   objects="$objects $object"
   [ "$object" -nt "$source" ] && [ -z "$(find kernels/cuda kernels/ort -name '*.*h' -newer "$object")" ] &&
@@ -32,5 +32,5 @@ for source in kernels/cuda/*.cu kernels/ort/cuda_*.cpp; do
 done
 for job in $running; do wait "$job"; done
 # shellcheck disable=SC2086
-nvcc -shared -cudart static -o "$out/libstreamssm_cuda.so" $objects
+nvcc -shared -cudart static -ldl -o "$out/libstreamssm_cuda.so" $objects
 echo "$out/libstreamssm_cuda.so"

@@ -46,6 +46,18 @@ class DualCall(Structure):
     )
 
 
+class RawSteps(Structure):
+    """Step sizes that a StateSpaceDual makes itself; see api.h."""
+
+    _fields_ = _fields("pitch: i64; least most: f32; bias: ptr")
+
+
+class LowRank(Structure):
+    """Step sizes that a SelectiveScan makes itself; see api.h."""
+
+    _fields_ = _fields("R pitch: i64; low weight: ptr")
+
+
 class NormCall(Structure):
     """The residual stream and its norm; see api.h."""
 
@@ -108,6 +120,25 @@ class StepCall(Structure):
     )
 
 
+class StackModel(Structure):
+    """A run of blocks with its weights in the memory of the host; see stack_api.h."""
+
+    _fields_ = [
+        *_fields("kind type layers d_model D N R K H P G inputs outputs reserved: i32"),
+        *_fields("eps dt_least dt_most: f32; weights: ptr; bytes: i64; places: ptr; place_count: i64"),
+    ]
+
+
+class StackCall(Structure):
+    """Items of some rows through a stack; see stack_api.h. States are arrays of pointers."""
+
+    _fields_ = _fields("batch items: i64; tokens x conv ssm next_conv next_ssm y: ptr; route reserved: i32")
+
+
+#: what a call of a stack can run on; see Route in stack_api.h
+BEST, CHAIN, ONE_LAUNCH, ROWS = range(4)
+
+
 class Library:
     """The loaded library. Its calls raise RuntimeError with the library's own words."""
 
@@ -115,10 +146,16 @@ class Library:
         self._library = ctypes.CDLL(str(path))
         for name in OPERATORS:
             self._declare(name, c_void_p, c_void_p)
+        for name in ("state_space_dual_raw", "selective_scan_low_rank"):
+            self._declare(name, c_void_p, c_void_p, c_void_p)
         for kind in ("mamba", "mamba2"):
             self._declare(f"{kind}_create", c_void_p, c_void_p)
             self._declare(f"{kind}_step", c_void_p, c_void_p, c_void_p)
             self._declare(f"{kind}_destroy", c_void_p, result=None)
+        self._declare("stack_create", c_void_p, c_void_p)
+        self._declare("stack_run", c_void_p, c_void_p, c_void_p)
+        self._declare("stack_destroy", c_void_p, result=None)
+        self._declare("stack_route", c_void_p, result=c_int32)
 
     def _declare(self, name: str, *arguments: type, result: type | None = c_char_p) -> None:
         function = getattr(self._library, f"streamssm_cuda_{name}")
@@ -133,6 +170,14 @@ class Library:
         """Launch one of OPERATORS."""
         self._call(name, ctypes.byref(call), stream)
 
+    def dual_raw(self, call: DualCall, steps: RawSteps, stream: int = 0) -> None:
+        """Launch a StateSpaceDual whose ``dt`` is raw."""
+        self._call("state_space_dual_raw", ctypes.byref(call), ctypes.byref(steps), stream)
+
+    def scan_low_rank(self, call: ScanCall, low: LowRank, stream: int = 0) -> None:
+        """Launch a SelectiveScan that makes its step sizes; its own ``dt`` is not read."""
+        self._call("selective_scan_low_rank", ctypes.byref(call), ctypes.byref(low), stream)
+
     def create(self, kind: str, model: Structure) -> c_void_p:
         """A resident model; ``kind`` is mamba or mamba2."""
         handle = c_void_p()
@@ -146,3 +191,20 @@ class Library:
     def destroy(self, kind: str, handle: c_void_p) -> None:
         """Free a model; no step of it may be under way."""
         getattr(self._library, f"streamssm_cuda_{kind}_destroy")(handle)
+
+    # Stacks.
+
+    def create_stack(self, model: StackModel) -> c_void_p:
+        """A resident stack."""
+        handle = c_void_p()
+        self._call("stack_create", ctypes.byref(model), ctypes.byref(handle))
+        return handle
+
+    def run_stack(self, handle: c_void_p, call: StackCall, stream: int = 0) -> int:
+        """Launch a call; returns the route it took."""
+        self._call("stack_run", handle, ctypes.byref(call), stream)
+        return int(self._library.streamssm_cuda_stack_route(handle))
+
+    def destroy_stack(self, handle: c_void_p) -> None:
+        """Free a stack; no call of it may be under way."""
+        self._library.streamssm_cuda_stack_destroy(handle)

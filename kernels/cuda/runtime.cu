@@ -34,7 +34,9 @@ STREAMSSM_CUDA_API const char* streamssm_cuda_take(int64_t bytes, void** memory)
   *memory = nullptr;
   if (bytes == 0) return nullptr;
   const cudaError_t error = cudaMalloc(memory, size_t(bytes));
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();  // it is told here, and must not be taken for that of the next launch
+  return cudaGetErrorString(error);
 }
 
 STREAMSSM_CUDA_API void streamssm_cuda_give(void* memory) { cudaFree(memory); }

@@ -53,14 +53,19 @@ __device__ Pair<kPair, float> read_state(const float* from) {
   return to;
 }
 
-// Sums four by four, then pairs two apart, then neighbours: the order of a tile of four threads a channel.
+// Sums of neighbours, of four, then of those two apart, then of neighbours: the order in which threads that
+// share a channel, with four states each or two, add up theirs.
 __device__ inline float sum_states(const float (&c)[kFewStates], const float* h, int stride) {
   float quad[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    quad[i] = fmaf(c[4 * i], h[4 * i * stride], 0.0f);
+    float pair[2];
 #pragma unroll
-    for (int k = 1; k < 4; ++k) quad[i] = fmaf(c[4 * i + k], h[(4 * i + k) * stride], quad[i]);
+    for (int k = 0; k < 2; ++k) {
+      const int n = 4 * i + 2 * k;
+      pair[k] = fmaf(c[n + 1], h[(n + 1) * stride], fmaf(c[n], h[n * stride], 0.0f));
+    }
+    quad[i] = pair[0] + pair[1];
   }
   return (quad[0] + quad[2]) + (quad[1] + quad[3]);
 }

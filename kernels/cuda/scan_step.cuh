@@ -54,7 +54,7 @@ __device__ void do_step(const ScanCall& c, int64_t b, int64_t d, const StepInput
   const float inflow[2] = {first * widen(in.x.v[0]), second * widen(in.x.v[1])};
   const float step[2] = {first * kPerOctave, second * kPerOctave};
   float* next = c.next + max(in.row.slot, int64_t(0)) * kStepStates * c.D + d;
-  float quad[2][4];
+  float pair[2][8];
 #pragma unroll
   for (int n = 0; n < kStepStates; ++n) {
     float2 h = states[n][threadIdx.x];
@@ -62,15 +62,21 @@ __device__ void do_step(const ScanCall& c, int64_t b, int64_t d, const StepInput
       const float B = widen(in.B[n]), C = widen(in.C[n]);
       h.x = fmaf(exp2_fast(step[0] * A[n].x), h.x, B * inflow[0]);
       h.y = fmaf(exp2_fast(step[1] * A[n].y), h.y, B * inflow[1]);
-      quad[0][n / 4] = fmaf(C, h.x, n % 4 ? quad[0][n / 4] : 0.0f);
-      quad[1][n / 4] = fmaf(C, h.y, n % 4 ? quad[1][n / 4] : 0.0f);
+      pair[0][n / 2] = fmaf(C, h.x, n % 2 ? pair[0][n / 2] : 0.0f);
+      pair[1][n / 2] = fmaf(C, h.y, n % 2 ? pair[1][n / 2] : 0.0f);
     }
     if (in.row.slot >= 0) *reinterpret_cast<float2*>(next + n * c.D) = h;
   }
   Pair<2, Data> y{zero<Data>(), zero<Data>()};
   if (real) {
-    const float sum[2] = {(quad[0][0] + quad[0][2]) + (quad[0][1] + quad[0][3]),
-                          (quad[1][0] + quad[1][2]) + (quad[1][1] + quad[1][3])};
+    float sum[2];
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      float quad[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) quad[i] = pair[k][2 * i] + pair[k][2 * i + 1];
+      sum[k] = (quad[0] + quad[2]) + (quad[1] + quad[3]);  // the order of sum_states
+    }
     narrow(fmaf(skip.x, widen(in.x.v[0]), sum[0]) * silu(widen(in.z.v[0])), &y.v[0]);
     narrow(fmaf(skip.y, widen(in.x.v[1]), sum[1]) * silu(widen(in.z.v[1])), &y.v[1]);
   }

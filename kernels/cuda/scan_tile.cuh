@@ -2,7 +2,7 @@
 // in registers, while tiles go by. Raw data come by asynchronous copies, two tiles ahead; many small blocks on
 // a multiprocessor hide each other's waits.
 //
-// A long call is cut into chunks of kChunk items that run side by side, in three kernels: every chunk from
+// A long call of few channels is cut into chunks of kChunk items that run side by side, in three kernels: every chunk from
 // a state of zero, for its last state and the sum of its steps; one chunk after the other, the states they
 // begin with; every chunk again, for the outputs. What they hand on waits in y, where the chunk's own
 // outputs will be: each block reads its part before it writes there.
@@ -10,6 +10,7 @@
 
 #include "copies.cuh"
 #include "scan_few.cuh"
+#include "scan_stream.cuh"
 
 namespace streamssm::cuda {
 namespace {
@@ -158,14 +159,14 @@ __device__ void advance(const Prepared<S>& tile, float (&sums)[S::kItems][S::kSu
       if (kPass != kLast) C = quad(&tile.bc[first + j][lane][kPer]);
 #pragma unroll
       for (int k = 0; k < kOwn; ++k) {
-        float sum = 0.0f;
+        float sum[kPer / 2] = {};
 #pragma unroll
         for (int p = 0; p < kPer; ++p) {
           h[k][p] = fmaf(exp2_fast(drive.v[k].x * A[k][p]), h[k][p], B.v[p] * drive.v[k].y);
-          if (kPass != kLast) sum = fmaf(C.v[p], h[k][p], sum);
+          if (kPass != kLast) sum[p / 2] = fmaf(C.v[p], h[k][p], sum[p / 2]);
         }
         if (kPass == kLast) steps[k] += drive.v[k].x;
-        partial[k][j] = sum;
+        partial[k][j] = sum[0] + sum[1];
       }
     }
     if (kPass != kLast) {
@@ -295,7 +296,7 @@ template <class S, class Data>
 bool cut(const ScanCall& c) {
   constexpr int64_t kRows = (S::kHanded * 4 + S::kChannels * sizeof(Data) - 1) / (S::kChannels * sizeof(Data));
   const int64_t rest = c.rows.T % kChunk;
-  return c.rows.T >= kLongCall && c.D % S::kChannels == 0 && uintptr_t(c.y) % 4 == 0 && (rest == 0 || rest >= kRows);
+  return c.rows.T >= kLongCall && c.D < kStreamChannels && c.D % S::kChannels == 0 && uintptr_t(c.y) % 4 == 0 && (rest == 0 || rest >= kRows);
 }
 
 template <class S, bool kAligned, class Data>

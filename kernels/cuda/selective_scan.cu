@@ -3,20 +3,22 @@
 //     d = softplus(dt + dt_bias)     h_n = exp(d A_n) h_n + B_n (d x)     y = (sum_n C_n h_n + D x) silu(z)
 //
 // Few items: one thread a channel or two, its states in registers (scan_few.cuh), or for one item of many
-// rows a stream of states (scan_step.cuh). More items: tiles
+// rows a stream of states (scan_step.cuh). More items: one pass (scan_stream.cuh) or, of many rows, tiles
 // (scan_tile.cuh). States too large for registers: a plain loop over memory, here.
 //
-// Sums over the states run in the same order in the first three, which therefore give the same bits. Long
-// calls are cut into chunks that run side by side, with one pass more; T alone decides that.
+// Sums over the states run in the same order in the first four, which therefore give the same bits. Long
+// calls of few channels are cut into chunks that run side by side, with one pass more; T and D decide that.
 #include "launch.h"
 #include "scan_few.cuh"
 #include "scan_step.cuh"
+#include "scan_stream.cuh"
 #include "scan_tile.cuh"
 
 namespace streamssm::cuda {
 namespace {
 
 constexpr int kWideThreads = 128;
+constexpr int64_t kLongPass = 256;  // items from which on a pass goes by larger tiles
 
 // Any N, any T: one thread a channel, its states in memory.
 template <class Data>
@@ -52,6 +54,12 @@ void launch(const ScanCall& c, cudaStream_t stream) {
     launch_step<Data>(c, stream);
   } else if (c.N <= kFewStates && c.rows.T <= kFewItems) {
     launch_few<Data>(c, stream);
+  } else if (streams<Data>(c, kLongCall)) {
+    if (sizeof(Data) == 2 && c.rows.T >= kLongPass) {
+      launch_stream<64, false, Data>(c, {}, stream);
+    } else {
+      launch_stream<32, false, Data>(c, {}, stream);
+    }
   } else if (c.N <= 16) {
     launch_tiles<4, sizeof(Data) == 2 ? 64 : 32, Data>(c, stream);
   } else if (c.N <= 32) {
@@ -66,15 +74,54 @@ void launch(const ScanCall& c, cudaStream_t stream) {
 
 using namespace streamssm::cuda;
 
+namespace {
+
+ScanCall filled(ScanCall c) {
+  if (c.z_pitch == 0) c.z_pitch = c.D;
+  if (c.bc_pitch == 0) c.bc_pitch = c.N;
+  return c;
+}
+
+const char* refuse(const ScanCall& c) {
+  if (const char* reason = refuse(c.rows)) return reason;
+  if (c.N < 0 || c.D < 0) return "N and D must not be negative";
+  if (c.D > 65535 * 16) return "a call takes at most 1,048,560 channels";
+  if (c.rows.T > 65535 * kChunk) return "a call takes at most 16 million items";
+  return nullptr;
+}
+
+int major_version() {
+  int device = 0, major = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  return major;
+}
+
+template <class Data>
+bool fits(const ScanCall& c, const LowRank& low) {
+  const bool rows = (uintptr_t(low.low) | uintptr_t(low.weight)) % 8 == 0 && low.pitch % 4 == 0;
+  return can_stream<Data>(c) && rows && low.R >= 0 && low.R <= kLowMost && low.R % 16 == 0 && major_version() >= 8;
+}
+
+}  // namespace
+
 STREAMSSM_CUDA_API const char* streamssm_cuda_selective_scan(const ScanCall* given, void* stream) {
-  ScanCall filled = *given;
-  if (filled.z_pitch == 0) filled.z_pitch = filled.D;
-  if (filled.bc_pitch == 0) filled.bc_pitch = filled.N;
-  const ScanCall* const call = &filled;
-  if (const char* reason = refuse(call->rows)) return reason;
-  if (call->N < 0 || call->D < 0) return "N and D must not be negative";
-  if (call->D > 65535 * 16) return "a call takes at most 1,048,560 channels";
-  if (call->rows.T > 65535 * kChunk) return "a call takes at most 16 million items";
-  if (call->rows.B == 0 || call->D == 0) return nullptr;
-  return for_type(call->type, [&](auto data) { launch<decltype(data)>(*call, cudaStream_t(stream)); });
+  const ScanCall call = filled(*given);
+  if (const char* reason = refuse(call)) return reason;
+  if (call.rows.B == 0 || call.D == 0) return nullptr;
+  return for_type(call.type, [&](auto data) { launch<decltype(data)>(call, cudaStream_t(stream)); });
+}
+
+STREAMSSM_CUDA_API const char* streamssm_cuda_selective_scan_low_rank(const ScanCall* given, const LowRank* low,
+                                                                      void* stream) {
+  ScanCall call = filled(*given);
+  call.dt = nullptr;
+  if (const char* reason = refuse(call)) return reason;
+  if (call.type != kFloat16 && call.type != kBfloat16)
+    return "step sizes by a product are for float16 and bfloat16 data";
+  if (!fits<__half>(call, *low)) return "step sizes by a product: sizes, addresses or the GPU do not fit (see api.h)";
+  if (call.rows.B == 0 || call.D == 0) return nullptr;
+  return for_type(call.type, [&](auto v) {
+    if constexpr (sizeof(v) == 2) launch_stream<32, true, decltype(v)>(call, *low, cudaStream_t(stream));
+  });
 }

@@ -2,15 +2,12 @@
 //
 //     h_n = exp(dt A) h_n + B_n (dt x)     y = sum_n C_n h_n + D x
 //
-// Three kernels. One item: whole rows of the state go by once, four columns a thread. More items: a
+// From 16 items on the matrix form (state_space_dual_chunk.cu), where the GPU has it. Here the recurrence, in
+// three kernels. One item: whole rows of the state go by once, four columns a thread. More items: a
 // block keeps 16 columns of a head's state in registers, a warp four columns, while tiles of items go
 // by; other warps bring the tiles and finish their outputs meanwhile. States too large for registers: a
 // plain loop over memory.
-//
-// The recurrence is kept as it is: the matrix form over chunks has more parallel work, but a block of
-// 16 columns already fills the GPU from two rows or a few heads on, and this form is exact for all T. (Cut
-// into chunks like the selective scan it was slower: 565 us instead of 380 for 4,096 items.)
-#include "launch.h"
+#include "state_space_dual.h"
 
 namespace streamssm::cuda {
 namespace {
@@ -46,7 +43,7 @@ struct Tile {
 };
 
 template <int kPer, class Data>
-__device__ void fetch(const DualCall& c, const Place& at, int64_t first, Fetched<kPer, Data>& f) {
+__device__ void fetch(const DualCall& c, const Steps& steps, const Place& at, int64_t first, Fetched<kPer, Data>& f) {
   constexpr int kN = 32 * kPer;
   const int helper = threadIdx.x - kWorkers;
 #pragma unroll
@@ -55,7 +52,7 @@ __device__ void fetch(const DualCall& c, const Place& at, int64_t first, Fetched
     const int64_t t = first + e / kColumns, p = at.p + e % kColumns;
     const bool real = t < at.items && p < c.P;
     f.x[k] = real ? *data<Data>(c.x, (at.row + t) * c.x_pitch + at.head * c.P + p) : zero<Data>();
-    f.dt[k] = t < at.items ? *data<Data>(c.dt, (at.row + t) * c.H + at.head) : zero<Data>();
+    f.dt[k] = t < at.items ? *data<Data>(c.dt, (at.row + t) * steps.pitch + at.head) : zero<Data>();
   }
 #pragma unroll
   for (int k = 0; k < kItems * kN / kHelpers; ++k) {
@@ -69,13 +66,14 @@ __device__ void fetch(const DualCall& c, const Place& at, int64_t first, Fetched
 
 // Items after the row's end have dt 0: decay 1, inflow 0, and the states stay as they are.
 template <int kPer, class Data>
-__device__ void prepare(const DualCall& c, const Place& at, const Fetched<kPer, Data>& f, Tile<kPer>& tile) {
+__device__ void prepare(const DualCall& c, const Steps& steps, const Place& at, int64_t first,
+                        const Fetched<kPer, Data>& f, Tile<kPer>& tile) {
   constexpr int kN = 32 * kPer;
   const int helper = threadIdx.x - kWorkers;
 #pragma unroll
   for (int k = 0; k < kOwn; ++k) {
     const int e = helper + k * kHelpers;
-    const float dt = widen(f.dt[k]);
+    const float dt = first + e / kColumns < at.items ? steps.size(widen(f.dt[k]), at.head) : 0.0f;
     tile.inflow[e / kColumns][e % kColumns] = dt * widen(f.x[k]);
     if (e % kColumns == 0) tile.decay[e / kColumns] = exp2_fast(dt * kPerOctave * c.A[at.head]);
   }
@@ -149,12 +147,12 @@ __device__ inline void meet() {
 
 // While the workers advance tile i, the helpers finish tile i - 1, prepare i + 1 and fetch i + 3.
 template <int kPer, class Data>
-__device__ void help(const DualCall& c, const Place& at, Tile<kPer> (&tiles)[2]) {
+__device__ void help(const DualCall& c, const Steps& steps, const Place& at, Tile<kPer> (&tiles)[2]) {
   Fetched<kPer, Data> f[4];  // of the tiles i - 1 to i + 2
-  fetch(c, at, 0, f[1]);
-  fetch(c, at, kItems, f[2]);
-  fetch(c, at, 2 * kItems, f[3]);
-  prepare(c, at, f[1], tiles[0]);
+  fetch(c, steps, at, 0, f[1]);
+  fetch(c, steps, at, kItems, f[2]);
+  fetch(c, steps, at, 2 * kItems, f[3]);
+  prepare(c, steps, at, 0, f[1], tiles[0]);
   meet();
   // four tiles a round, so that f needs no index known only at run time
   for (int64_t round = 0; round < c.rows.T + kItems; round += 4 * kItems)
@@ -163,8 +161,8 @@ __device__ void help(const DualCall& c, const Place& at, Tile<kPer> (&tiles)[2])
       const int64_t first = round + k * kItems;
       if (first >= c.rows.T + kItems) break;
       if (first) finish(c, at, first - kItems, f[k].x, tiles[(k + 1) % 2].sum);
-      fetch(c, at, first + 3 * kItems, f[k]);
-      prepare(c, at, f[(k + 2) % 4], tiles[(k + 1) % 2]);
+      fetch(c, steps, at, first + 3 * kItems, f[k]);
+      prepare(c, steps, at, first + kItems, f[(k + 2) % 4], tiles[(k + 1) % 2]);
       meet();
     }
 }
@@ -209,7 +207,7 @@ __device__ void work(const DualCall& c, const Place& at, int64_t slot, Tile<kPer
 }
 
 template <int kPer, class Data>
-__global__ void __launch_bounds__(kWorkers + kHelpers) dual(DualCall c) {
+__global__ void __launch_bounds__(kWorkers + kHelpers) dual(DualCall c, Steps steps) {
   __shared__ Tile<kPer> tiles[2];
   const Row row = row_of(c.rows, blockIdx.x);
   const int head = blockIdx.y;
@@ -218,7 +216,7 @@ __global__ void __launch_bounds__(kWorkers + kHelpers) dual(DualCall c) {
   if (threadIdx.x < kWorkers) {
     work(c, at, row.slot, tiles);
   } else {
-    help<kPer, Data>(c, at, tiles);
+    help<kPer, Data>(c, steps, at, tiles);
   }
 }
 
@@ -248,7 +246,7 @@ __device__ void step_rows(const DualCall& c, const float* state, float* next, in
 }
 
 template <class Data>
-__global__ void __launch_bounds__(kStepThreads) dual_step(DualCall c) {
+__global__ void __launch_bounds__(kStepThreads) dual_step(DualCall c, Steps steps) {
   extern __shared__ float sums[];  // [rows][P]
   const int64_t b = blockIdx.x, head = blockIdx.y, item = b * c.H + head;
   const int quads = int(c.P / 4), rows = kStepThreads / quads, quad = threadIdx.x % quads;
@@ -256,7 +254,7 @@ __global__ void __launch_bounds__(kStepThreads) dual_step(DualCall c) {
   const Row row = row_of(c.rows, b);
   const Data* x = data<Data>(c.x, b * c.x_pitch + head * c.P);
   Data* y = static_cast<Data*>(c.y) + item * c.P;
-  const float dt = row.items ? widen(*data<Data>(c.dt, item)) : 0.0f;
+  const float dt = row.items ? steps.size(widen(*data<Data>(c.dt, b * steps.pitch + head)), head) : 0.0f;
   const float decay = exp2_fast(dt * kPerOctave * c.A[head]);
   if (row_here < rows && row.slot >= 0) {
     const int64_t at = (row.slot * c.H + head) * c.N * c.P + quad * 4;
@@ -282,7 +280,7 @@ __global__ void __launch_bounds__(kStepThreads) dual_step(DualCall c) {
 
 // Any N, P, T: one thread a column, its states in memory.
 template <class Data>
-__global__ void __launch_bounds__(kStepThreads) dual_wide(DualCall c) {
+__global__ void __launch_bounds__(kStepThreads) dual_wide(DualCall c, Steps steps) {
   const int64_t b = blockIdx.x, head = blockIdx.y, p = int64_t(blockIdx.z) * kStepThreads + threadIdx.x;
   if (p >= c.P) return;
   const Row row = row_of(c.rows, b);
@@ -295,7 +293,8 @@ __global__ void __launch_bounds__(kStepThreads) dual_wide(DualCall c) {
     const int64_t i = b * c.rows.T + t, item = i * c.H + head, bc = i * c.bc_pitch + group * c.N;
     float y = 0.0f;
     if (t < row.items) {
-      const float dt = widen(*data<Data>(c.dt, item)), x = widen(*data<Data>(c.x, i * c.x_pitch + head * c.P + p));
+      const float dt = steps.size(widen(*data<Data>(c.dt, i * steps.pitch + head)), head);
+      const float x = widen(*data<Data>(c.x, i * c.x_pitch + head * c.P + p));
       const float decay = exp2_fast(dt * kPerOctave * c.A[head]);
       for (int64_t n = 0; n < c.N; ++n) {
         const float h = fmaf(decay, next[n * c.P], widen(*data<Data>(c.B, bc + n)) * (dt * x));
@@ -309,20 +308,20 @@ __global__ void __launch_bounds__(kStepThreads) dual_wide(DualCall c) {
 }
 
 template <class Data>
-void launch(const DualCall& c, cudaStream_t stream) {
+void launch(const DualCall& c, const Steps& steps, cudaStream_t stream) {
   const dim3 heads(unsigned(c.rows.B), unsigned(c.H)), tiles(heads.x, heads.y, parts(c.P, kColumns));
   const bool aligned = (uintptr_t(c.state) | uintptr_t(c.next)) % 16 == 0;
   if (c.rows.T == 1 && c.P % 4 == 0 && c.P <= 4 * kStepThreads && aligned) {
     const size_t shared = kStepThreads * 4 * sizeof(float);
-    dual_step<Data><<<heads, kStepThreads, shared, stream>>>(c);
+    dual_step<Data><<<heads, kStepThreads, shared, stream>>>(c, steps);
   } else if (c.N <= 32) {
-    dual<1, Data><<<tiles, kWorkers + kHelpers, 0, stream>>>(c);
+    dual<1, Data><<<tiles, kWorkers + kHelpers, 0, stream>>>(c, steps);
   } else if (c.N <= 64) {
-    dual<2, Data><<<tiles, kWorkers + kHelpers, 0, stream>>>(c);
+    dual<2, Data><<<tiles, kWorkers + kHelpers, 0, stream>>>(c, steps);
   } else if (c.N <= 128) {
-    dual<4, Data><<<tiles, kWorkers + kHelpers, 0, stream>>>(c);
+    dual<4, Data><<<tiles, kWorkers + kHelpers, 0, stream>>>(c, steps);
   } else {
-    dual_wide<Data><<<dim3(heads.x, heads.y, parts(c.P, kStepThreads)), kStepThreads, 0, stream>>>(c);
+    dual_wide<Data><<<dim3(heads.x, heads.y, parts(c.P, kStepThreads)), kStepThreads, 0, stream>>>(c, steps);
   }
 }
 
@@ -331,15 +330,31 @@ void launch(const DualCall& c, cudaStream_t stream) {
 
 using namespace streamssm::cuda;
 
-STREAMSSM_CUDA_API const char* streamssm_cuda_state_space_dual(const DualCall* given, void* stream) {
+namespace {
+
+const char* run(const DualCall* given, Steps steps, void* stream) {
   DualCall filled = *given;
   if (filled.x_pitch == 0) filled.x_pitch = filled.H * filled.P;
   if (filled.bc_pitch == 0) filled.bc_pitch = filled.G * filled.N;
+  if (steps.pitch == 0) steps.pitch = filled.H;
   const DualCall* const call = &filled;
   if (const char* reason = refuse(call->rows)) return reason;
   if (call->N < 0 || call->P < 0 || call->H < 0) return "H, N and P must not be negative";
   if (call->G < 1 || call->H % call->G) return "the heads must be a multiple of the groups";
   if (call->H > 65535 || call->P > 65535 * kColumns) return "a call takes at most 65,535 heads";
   if (call->rows.B == 0 || call->H == 0 || call->P == 0) return nullptr;
-  return for_type(call->type, [&](auto data) { launch<decltype(data)>(*call, cudaStream_t(stream)); });
+  if (in_chunks(*call)) return launch_chunks(*call, steps, cudaStream_t(stream));
+  return for_type(call->type, [&](auto data) { launch<decltype(data)>(*call, steps, cudaStream_t(stream)); });
+}
+
+}  // namespace
+
+STREAMSSM_CUDA_API const char* streamssm_cuda_state_space_dual(const DualCall* call, void* stream) {
+  return run(call, {}, stream);
+}
+
+STREAMSSM_CUDA_API const char* streamssm_cuda_state_space_dual_raw(const DualCall* call, const RawSteps* raw,
+                                                                   void* stream) {
+  if (!raw->bias) return "raw step sizes need a bias";
+  return run(call, {raw->pitch, raw->bias, raw->least, raw->most}, stream);
 }

@@ -4,6 +4,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "cuda_op.h"
 #include "cuda_operators.h"
@@ -19,7 +20,7 @@ namespace streamssm::ort {
 namespace {
 
 // streamssm/backends/cuda_library.py holds the same number; it changes with the meaning of a function.
-constexpr int kCudaAbi = 1;
+constexpr int kCudaAbi = 2;
 
 const char* type_name(int type) {
   return type == float32 ? "float32" : type == float16 ? "float16" : "bfloat16";
@@ -36,19 +37,26 @@ std::string operators() {
   return "{" + text + "}";
 }
 
-// ONNX Runtime keeps the pointer to the domain, so it is made once for each runtime and lives on.
-OrtCustomOpDomain* domain(const Runtime& runtime) {
+OrtCustomOpDomain* made(const Runtime& runtime, const char* name, const std::vector<const OrtCustomOp*>& operators) {
+  OrtCustomOpDomain* handle;
+  runtime.call<api::CreateCustomOpDomain>(name, &handle);
+  for (const OrtCustomOp* op : operators) runtime.call<api::CustomOpDomain_Add>(handle, op);
+  return handle;
+}
+
+struct Domains {
+  OrtCustomOpDomain *operators, *stacks;
+};
+
+// ONNX Runtime keeps the pointers to the domains, so they are made once for each runtime and live on.
+const Domains& domains(const Runtime& runtime) {
   static std::mutex mutex;
-  static std::map<const OrtApi*, OrtCustomOpDomain*> made;
+  static std::map<const OrtApi*, Domains> all;
   const std::lock_guard<std::mutex> lock(mutex);
-  OrtCustomOpDomain*& mine = made[runtime.api()];
-  if (mine == nullptr) {
-    OrtCustomOpDomain* handle;
-    runtime.call<api::CreateCustomOpDomain>("streamssm", &handle);
-    for (const OrtCustomOp* op : cuda_operators()) runtime.call<api::CustomOpDomain_Add>(handle, op);
-    mine = handle;
-  }
-  return mine;
+  const auto found = all.find(runtime.api());
+  if (found != all.end()) return found->second;
+  const Domains both{made(runtime, "streamssm", cuda_operators()), made(runtime, "streamssm.native", cuda_stacks())};
+  return all[runtime.api()] = both;
 }
 
 }  // namespace
@@ -59,7 +67,11 @@ STREAMSSM_CUDA_API OrtStatus* RegisterCustomOps(OrtSessionOptions* options, cons
   const OrtApi* table = base->GetApi(kApiVersion);
   if (table == nullptr) std::abort();  // older than 1.17: there is no table to make a status with
   const Runtime runtime(table);
-  return detail::guarded(runtime, [&] { runtime.call<api::AddCustomOpDomain>(options, domain(runtime)); });
+  return detail::guarded(runtime, [&] {
+    const Domains& both = domains(runtime);
+    runtime.call<api::AddCustomOpDomain>(options, both.operators);
+    runtime.call<api::AddCustomOpDomain>(options, both.stacks);
+  });
 }
 
 STREAMSSM_CUDA_API const char* streamssm_cuda_describe() {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../cuda/api.h"
+#include "../cuda/shapes.h"
 #include "op.h"
 
 namespace streamssm::ort {
@@ -34,6 +35,32 @@ template <Type kData>
 constexpr cuda::Type cuda_type() {
   return kData == float32 ? cuda::kFloat32 : kData == float16 ? cuda::kFloat16 : cuda::kBfloat16;
 }
+
+// The inputs of a call, and their shapes for cuda/shapes.h.
+template <int kCount>
+struct Inputs {
+  explicit Inputs(const Context& context) {
+    for (int i = 0; i < kCount; ++i) {
+      tensors[i] = context.input(size_t(i));
+      shapes[i].rank = tensors[i].rank;
+      for (int d = 0; d < tensors[i].rank; ++d) shapes[i].dims[d] = tensors[i].dims[d];
+    }
+  }
+  const Tensor& operator[](int i) const { return tensors[i]; }
+
+  // check(shapes); what does not fit becomes this runtime's failure.
+  template <class Check>
+  auto sizes(const Check& check) const {
+    try {
+      return check(shapes);
+    } catch (const cuda::Mismatch& mismatch) {
+      throw Failure(mismatch.what());
+    }
+  }
+
+  Tensor tensors[kCount];
+  cuda::Shape shapes[kCount];
+};
 
 // Device memory that lives as long as a node.
 class Table {

@@ -1,4 +1,4 @@
-// Every operator for ONNX Runtime's CUDA provider, for each type of data.
+// What there is for ONNX Runtime's CUDA provider.
 #pragma once
 
 #include <vector>
@@ -7,6 +7,10 @@
 
 namespace streamssm::ort {
 
+// Every operator of a file, for each type of data.
 std::vector<const OrtCustomOp*> cuda_operators();
+
+// Nodes that the runtime makes when it loads a model, of the domain streamssm.native.
+std::vector<const OrtCustomOp*> cuda_stacks();
 
 }  // namespace streamssm::ort

@@ -4,53 +4,15 @@
 // a file. All tensors are float32: inputs and outputs [B, T, ...], states [B, ...]. `trailing` lists,
 // for each output, how many dimensions follow [B, T], and these. `weights` is the number under which
 // the packed parameters are lent.
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <mutex>
 
 #include "../cpu/program_decode.h"
 #include "lent.h"
 #include "ops.h"
+#include "scratch.h"
 
 namespace streamssm::ort {
 namespace {
-
-// Scratch memory that calls borrow and give back: none is shared, and none is allocated twice.
-class Scratch {
- public:
-  struct Deleter {
-    void operator()(float* memory) const { std::free(memory); }
-  };
-  struct Piece {
-    std::unique_ptr<float, Deleter> memory;
-    int64_t floats = 0;
-  };
-
-  Piece take(int64_t floats) {
-    Piece piece;
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      if (!free_.empty()) piece = std::move(free_.back()), free_.pop_back();
-    }
-    if (piece.floats < floats) {
-      const size_t bytes = (size_t(floats) * sizeof(float) + 63) / 64 * 64;
-      piece.memory.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
-      if (!piece.memory) throw std::bad_alloc();
-      piece.floats = floats;
-    }
-    return piece;
-  }
-
-  void give(Piece piece) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    free_.push_back(std::move(piece));
-  }
-
- private:
-  std::mutex mutex_;
-  std::vector<Piece> free_;
-};
 
 class Fused {
  public:
@@ -116,12 +78,9 @@ class Fused {
     }
     if (B == 0) return;
     if (T == 0) return keep(program, B, states, next);
-    Scratch::Piece scratch = scratch_.take(scratch_floats(program, B, T));
-    {
-      const FlushDenormals flush;
-      kernels_.run_program(program, {B, T, inputs, states, outputs, next, weights_.data, scratch.memory.get()});
-    }
-    scratch_.give(std::move(scratch));
+    Scratch::Loan scratch(scratch_, scratch_floats(program, B, T));
+    const FlushDenormals flush;
+    kernels_.run_program(program, {B, T, inputs, states, outputs, next, weights_.data, scratch.get()});
   }
 
  private:

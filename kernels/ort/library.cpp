@@ -47,7 +47,7 @@ bool has_references(const OrtApiBase* base, const OrtApi* api) {
 // ONNX Runtime keeps pointers to the domains, so they are made once and live on.
 void add_domains(const Runtime& runtime, OrtSessionOptions* options) {
   static std::mutex mutex;
-  static std::map<const OrtApi*, std::vector<OrtCustomOpDomain*>> made;
+  static auto& made = *new std::map<const OrtApi*, std::vector<OrtCustomOpDomain*>>;  // never destroyed
   const std::lock_guard<std::mutex> lock(mutex);
   std::vector<OrtCustomOpDomain*>& mine = made[runtime.api()];
   while (mine.size() < domains().size()) {

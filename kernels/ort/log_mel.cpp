@@ -7,6 +7,7 @@
 
 #include "../cpu/log_mel_tables.h"
 #include "ops.h"
+#include "scratch.h"
 
 namespace streamssm::ort {
 namespace {
@@ -78,7 +79,7 @@ class LogMel {
     for_parts(context, B, frames, 1, cost, [&](int64_t row, Range range) {
       if (range.first == range.last) return;
       const int64_t written = kData == float32 ? 0 : frames * M;
-      const std::unique_ptr<float[]> scratch(new float[size_t(plan.scratch + written)]);
+      Scratch::Loan scratch(scratch_, plan.scratch + written);
       float* rows = scratch.get() + plan.scratch;
       if constexpr (kData == float32) rows = reinterpret_cast<float*>(y) + row * frames * M;
       const float* before = past.as<float>() + row * P;
@@ -137,6 +138,7 @@ class LogMel {
   bool constant_;
   mutable std::mutex mutex_;
   mutable std::shared_ptr<const Tables> tables_;
+  mutable Scratch scratch_;
 };
 
 }  // namespace

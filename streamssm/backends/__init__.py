@@ -4,7 +4,7 @@ its streams; each stream owns one lane of it."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy.typing as npt
@@ -48,8 +48,8 @@ class Lane(Protocol):
 class Call(NamedTuple):
     """One run of a backend for some slots."""
 
-    slots: Sequence[int]
-    rows: Sequence[int]
+    slots: Array
+    rows: Array | range
     """Their rows in ``x`` and in the outputs."""
     x: Array
     """Input ``[rows, block, *item_shape]``, to be filled where its slots are."""
@@ -70,11 +70,11 @@ class Slots(Protocol):
     def write(self, slot: int, states: Sequence[Array] | None = None) -> None:
         """Set a state, to zeros by default."""
 
-    def calls(self, ready: Sequence[int], others: Collection[int]) -> Iterator[Call]:
+    def calls(self, ready: Array, others: Array) -> Iterator[Call]:
         """Calls, each to be run before the next is taken, for a block of every slot that is
-        ``ready``. ``others`` are the slots whose state must stay; the rest are free."""
+        ``ready``. ``others`` are the slots whose state must stay; the rest are free. Both are sorted."""
 
-    def last_calls(self, ready: Sequence[int], items: int) -> Iterator[Call]:
+    def last_calls(self, ready: Array, items: int) -> Iterator[Call]:
         """Calls for the first ``items`` of a block, less than all of it; the states stay."""
 
 
@@ -109,7 +109,17 @@ def _open_cuda(file: ModelFile) -> Backend:
     return CudaBackend(file)
 
 
-_BACKENDS: dict[str, Callable[[ModelFile], Backend]] = {"cpu": _open_cpu, "cuda": _open_cuda}
+def _open_tensorrt(file: ModelFile) -> Backend:
+    from streamssm.backends.tensorrt import TensorRTBackend
+
+    return TensorRTBackend(file)
+
+
+_BACKENDS: dict[str, Callable[[ModelFile], Backend]] = {
+    "cpu": _open_cpu,
+    "cuda": _open_cuda,
+    "tensorrt": _open_tensorrt,
+}
 #: bytes of a model from which on a GPU is faster than a processor also for one stream
 _LARGE = 32 << 20
 
@@ -145,12 +155,41 @@ def names() -> Sequence[str]:
     return ("auto", *_BACKENDS)
 
 
-def open_backend(name: str, file: ModelFile) -> Backend:
-    """Open a model on the named backend.
+def _open_engine(name: str, file: ModelFile, precision: str) -> Backend:
+    """Open an engine folder, which is for one backend and of one precision."""
+    if name not in ("auto", "tensorrt"):
+        raise UsageError(f"{file.path} is an engine, which backend {name!r} cannot run; choose tensorrt")
+    if precision != "float32":
+        raise UsageError(f"precision={precision!r} is that of a model; an engine has the one it was built in")
+    return _open_tensorrt(file)
+
+
+def _open_rounded(name: str, file: ModelFile, precision: str) -> Backend:
+    """Open a model whose matrices are rounded as it is loaded, which is for a GPU."""
+    from streamssm.backends.cuda import CudaBackend
+    from streamssm.native.stacks import PRECISIONS
+
+    if precision not in PRECISIONS:
+        raise UsageError(f"there is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+    if name not in ("auto", "cuda"):
+        raise UsageError(
+            f"precision={precision!r} is for backend='cuda', not {name!r}; a smaller file for any backend "
+            "comes from: streamssm quantize --weights int8"
+        )
+    return CudaBackend(file, precision)
+
+
+def open_backend(name: str, file: ModelFile, precision: str = "float32") -> Backend:
+    """Open a model on the named backend; other than with ``"float32"`` its matrices are rounded to
+    ``"float16"`` or ``"bfloat16"``.
 
     Raises:
-        UsageError: there is no such backend.
+        UsageError: there is no such backend, or none of it in this precision.
         BackendError: it is not installed or cannot run the model.
         ManifestError: the graph is not the one the manifest describes.
     """
+    if file.path.is_dir():
+        return _open_engine(resolve(name), file, precision)
+    if precision != "float32":
+        return _open_rounded(resolve(name), file, precision)
     return _open_best(file) if name == "auto" else _BACKENDS[resolve(name)](file)

@@ -35,8 +35,8 @@ from streamssm.onnx_file import ModelFile
 _OLDEST = (1, 20)
 _INSTALL = f'pip install "onnxruntime>={_OLDEST[0]}.{_OLDEST[1]}"'
 _ALIGNMENT = 64
-#: where tensors lie that a model refers to
-_FOLDER = "session.model_external_initializers_file_folder_path"
+#: the option that says where tensors lie that a model refers to
+FOLDER = "session.model_external_initializers_file_folder_path"
 #: failures of ONNX Runtime that are the file's fault, by class name
 _FILE_FAULTS = {"InvalidGraph", "InvalidProtobuf", "InvalidArgument"}
 
@@ -192,7 +192,7 @@ class CpuBackend:
         options = self._options()
         if library is not None:
             options.register_custom_ops_library(os.fspath(library.path))
-        options.add_session_config_entry(_FOLDER, os.path.dirname(os.path.realpath(file.path)))
+        options.add_session_config_entry(FOLDER, os.path.dirname(os.path.realpath(file.path)))
         return self._runtime.InferenceSession(
             os.fspath(file.path) if model is None else model,
             options,

@@ -9,18 +9,25 @@ import logging
 import os
 import sys
 import threading
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from streamssm.backends.cpu import import_onnxruntime, one_line
-from streamssm.backends.cuda_lanes import CudaLane, CudaSlots
-from streamssm.backends.cuda_library import KeepRows, choose
+import numpy as np
+
+from streamssm import golden
+from streamssm.backends import Array
+from streamssm.backends.cpu import FOLDER, import_onnxruntime, one_line
+from streamssm.backends.cuda_lanes import CudaLane, CudaSlots, RuntimeCore
+from streamssm.backends.cuda_library import CudaKernels, KeepRows, choose
 from streamssm.backends.cudart import Queue, cudart
-from streamssm.backends.requirements import check_version
+from streamssm.backends.requirements import check_version, maps_tensors
 from streamssm.backends.signature import Port, check_signature
 from streamssm.errors import BackendError
-from streamssm.native import Kernels
+from streamssm.native import Kernels, Loan
+from streamssm.native.graph import graph_of
+from streamssm.native.stacks import stack_graph
 from streamssm.onnx_file import ModelFile
 
 #: ``off`` runs every step without CUDA graphs
@@ -79,7 +86,13 @@ class CudaBackend:
 
     name = "cuda"
 
-    def __init__(self, file: ModelFile) -> None:
+    def __init__(self, file: ModelFile, precision: str = "float32") -> None:
+        """Open a model; ``precision`` is what the matrices of its Mamba and Mamba-2 blocks are rounded to.
+
+        Raises:
+            BackendError: there is no GPU to use, the model cannot run on it, or it has nothing that
+                ``precision`` could apply to.
+        """
         reason = unavailable()
         if reason is not None:
             raise BackendError(f"the GPU cannot be used: {reason}; or choose backend='cpu'")
@@ -87,7 +100,7 @@ class CudaBackend:
         self.runtime = import_onnxruntime()
         check_version(file.path, file.manifest, self.runtime.__version__)
         self.queue, self.lock = Queue(), threading.Lock()
-        self.session, self.kernels = self._open(file)
+        self.session, self.kernels = self._open(file, precision)
         library = self.kernels.library
         self.keep_rows = None if library is None else KeepRows(library.path)
         self.graphs = os.environ.get(GRAPHS, "on") != "off"
@@ -101,6 +114,8 @@ class CudaBackend:
             [Port(port.name, port.type, tuple(port.shape)) for port in self.session.get_inputs()],
             [Port(port.name, port.type, tuple(port.shape)) for port in self.session.get_outputs()],
         )
+        if precision != "float32":
+            self._check_range(file, precision)
 
     def lane(self, block: int, batch: int, in_place: bool = False) -> CudaLane:
         """Buffers for one stream, its state at zero."""
@@ -110,6 +125,10 @@ class CudaBackend:
         """States at zero for ``count`` streams that are run together."""
         return CudaSlots(self, block, count)
 
+    def core(self, rows: int) -> RuntimeCore:
+        """States and bindings of so many rows."""
+        return RuntimeCore(self, rows)
+
     def without_graphs(self, error: Exception) -> None:
         """Go on without CUDA graphs, and say so."""
         self.graphs = False
@@ -117,30 +136,79 @@ class CudaBackend:
             "%s runs without CUDA graphs, more slowly: %s", self.manifest.name, one_line(error)
         )
 
-    def _open(self, file: ModelFile) -> tuple[Any, Kernels]:
+    def _check_range(self, file: ModelFile, precision: str) -> None:
+        """Refuse a precision in which the file's own sample is too large somewhere between its layers."""
+        if file.golden is None:
+            return
+        x, _ = golden.decode(file.golden, file.manifest)
+        lane = self.lane(len(x), 1)
+        lane.x[0] = x
+        lane.step()
+        if not all(np.isfinite(y).all() for y in lane.y):
+            others = "'bfloat16' or 'float32'" if precision == "float16" else "'float32'"
+            raise BackendError(
+                f"{file.manifest.name} cannot run in {precision}: the sample in the file makes values "
+                f"between its layers that do not fit; load with precision={others}"
+            )
+
+    def _open(self, file: ModelFile, precision: str) -> tuple[Any, CudaKernels]:
         """A session, and the kernels it runs on: ours where they serve the whole model."""
         kernels = choose(file.op_counts)
+        if kernels.library is not None and kernels.fused:
+            session, why = self._open_fused(file, kernels, precision)
+            if session is not None:
+                return session, replace(kernels, precision=precision)
+            kernels = replace(kernels, fused=False, reason=why)
+        if precision != "float32":
+            raise BackendError(
+                f"{file.manifest.name} cannot run in {precision}: "
+                f"{kernels.reason or 'whole blocks are switched off'}; leave out precision"
+            )
         if kernels.library is not None:
             try:
-                return self._start(file, kernels), kernels
+                return self._start(file, kernels, None), kernels
             except Exception as error:  # such as a GPU that there is no code for
-                kernels = type(kernels)(None, f"they cannot run it ({one_line(error)})")
+                kernels = CudaKernels(None, f"they cannot run it ({one_line(error)})")
                 logging.getLogger("streamssm").warning("%s: %s", file.manifest.name, kernels.reason)
         try:
-            return self._start(file, kernels), kernels
+            return self._start(file, kernels, None), kernels
         except Exception as error:
             file.check_unchanged()
             raise BackendError(
                 f"onnxruntime {self.runtime.__version__} cannot open {file.path} on a GPU: {one_line(error)}"
             ) from error
 
-    def _start(self, file: ModelFile, kernels: Kernels) -> Any:
+    def _open_fused(self, file: ModelFile, kernels: CudaKernels, precision: str) -> tuple[Any, str]:
+        """A session on the model with its blocks fused, or None and why there is none."""
+        loans: list[Loan] = []  # until the library has copied them
+        assert kernels.library is not None
+        library = kernels.library
+
+        def lend(weights: Array) -> int:
+            loans.append(Loan(library, weights))
+            return loans[-1].number
+
+        given = file.manifest.input
+        try:
+            graph = graph_of(file, maps_tensors(self.runtime.__version__))
+            stacked = stack_graph(graph, precision, (given.name, given.vocabulary), lend)
+            if stacked is None:
+                return None, "it has no Mamba or Mamba-2 blocks of the usual form in float32"
+            return self._start(file, kernels, stacked.model), ""
+        except BackendError:  # a weight that does not fit the precision
+            raise
+        except Exception as error:  # such as sizes that the kernels do not take, or a graph of another form
+            return None, f"its blocks cannot be fused ({one_line(error)})"
+
+    def _start(self, file: ModelFile, kernels: Kernels, model: bytes | None) -> Any:
+        """A session on ``model``, which refers to tensors in the file and those beside it, or on the file."""
         options = self.runtime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # every failure is raised, with its text
         if kernels.library is not None:
             options.register_custom_ops_library(os.fspath(kernels.library.path))
+        options.add_session_config_entry(FOLDER, os.path.dirname(os.path.realpath(file.path)))
         provider = {
             "user_compute_stream": str(self.queue.number),
             "use_tf32": "0",  # float32 products are float32 products
@@ -148,7 +216,7 @@ class CudaBackend:
             "cudnn_conv_algo_search": "HEURISTIC",  # a search would choose anew in every process
         }
         session = self.runtime.InferenceSession(
-            os.fspath(file.path),
+            os.fspath(file.path) if model is None else model,
             options,
             providers=[(_PROVIDER, provider), "CPUExecutionProvider"],
             enable_fallback=0,  # it prints to stdout, which is for data

@@ -11,9 +11,9 @@ can advance it twice.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -24,23 +24,47 @@ from streamssm.backends.cudart import Buffer, DeviceArray, Graph, device_arrays,
 from streamssm.errors import BackendError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from streamssm.backends.cuda import CudaBackend
+    from streamssm.backends.cuda_library import KeepRows
+    from streamssm.backends.cudart import Queue
+    from streamssm.manifest import Manifest
 
 Shape = tuple[tuple[int, ...], str]
 Work = Callable[[], None]
 
 
-def _shapes(backend: CudaBackend, items: int, rows: int) -> list[Shape]:
+class Device(Protocol):
+    """What lanes need of a backend that runs models on a GPU."""
+
+    manifest: Manifest
+    queue: Queue
+    graphs: bool
+    keep_rows: KeepRows | None
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held by whoever gives work to the queue."""
+
+    def core(self, rows: int) -> Core:
+        """The states of so many rows, and what runs the model on them."""
+
+    def without_graphs(self, error: Exception) -> None:
+        """Go on without CUDA graphs, and say so."""
+
+
+def _shapes(backend: Device, items: int, rows: int) -> list[Shape]:
     """Of the input, then of every output, for ``items`` items of every row."""
     spec, outputs = backend.manifest.input, backend.manifest.outputs
     results = [((rows, int(items * o.per_item), *o.shape), "float32") for o in outputs]
     return [((rows, items, *spec.shape), spec.dtype), *results]
 
 
-class _Host:
+class Host:
     """Input and outputs in pinned memory, with device memory of the same shapes."""
 
-    def __init__(self, backend: CudaBackend, items: int, rows: int) -> None:
+    def __init__(self, backend: Device, items: int, rows: int) -> None:
         shapes = _shapes(backend, items, rows)
         self.x, *outputs = (pinned(*shape) for shape in shapes)
         self.y = tuple(outputs)
@@ -57,15 +81,55 @@ class _Host:
             self._queue.copy(array.ctypes.data, source.address, array.nbytes)
 
 
-class _Core:
+class Core:
     """Both sides of the states of ``rows`` rows, and what runs the model on them."""
 
-    def __init__(self, backend: CudaBackend, rows: int) -> None:
+    def __init__(self, backend: Device, rows: int) -> None:
         self.backend, self.queue, self.rows = backend, backend.queue, rows
         shapes: list[Shape] = [((rows, *state.shape), state.dtype) for state in backend.manifest.states]
         self.sides = tuple(device_arrays(self.queue, shapes) for _ in (0, 1))
         self.side = 0  # that the next step reads
         self.capturing = False
+
+    def infer(self, block: Sequence[DeviceArray], side: int) -> None:
+        """Give the model to the queue, for input and outputs in ``block``."""
+        raise NotImplementedError
+
+    def short(self, x: Array) -> tuple[Array, ...]:
+        """Outputs for ``x [rows, items, *item_shape]``, less than a block; the next states are on the side
+        that is not current."""
+        host = Host(self.backend, x.shape[1], self.rows)
+        host.x[...] = x
+
+        def work() -> None:
+            host.bring()
+            self.infer(host.device, self.side)
+            host.fetch()
+
+        self.run(work)
+        return host.y
+
+    def run(self, work: Work) -> None:
+        """Do what gives work to the queue, and wait for it.
+
+        Raises:
+            BackendError: it failed.
+        """
+        try:
+            with self.backend.lock:
+                work()
+                self.queue.wait()
+        except Exception as error:
+            name = self.backend.manifest.name
+            raise BackendError(
+                f"the GPU failed to run {name}: {one_line(error)}; the stream is as it was"
+            ) from error
+
+
+class RuntimeCore(Core):
+    """The model is run by ONNX Runtime."""
+
+    backend: CudaBackend
 
     def _bind(self, block: Sequence[DeviceArray], side: int) -> Any:
         manifest, binding = self.backend.manifest, self.backend.session.io_binding()
@@ -95,28 +159,12 @@ class _Core:
         self.queue.wait()
         self.backend.session.run_with_iobinding(self._bind(block, side))
 
-    def run(self, work: Work) -> None:
-        """Do what gives work to the queue, and wait for it.
-
-        Raises:
-            BackendError: it failed.
-        """
-        try:
-            with self.backend.lock:
-                work()
-                self.queue.wait()
-        except Exception as error:
-            name = self.backend.manifest.name
-            raise BackendError(
-                f"the GPU failed to run {name}: {one_line(error)}; the stream is as it was"
-            ) from error
-
 
 class _Step:
     """A step in both directions, the first time each as calls, later as a graph."""
 
     def __init__(
-        self, core: _Core, give: Callable[[int], None], host: Sequence[Array], graphs: bool = True
+        self, core: Core, give: Callable[[int], None], host: Sequence[Array], graphs: bool = True
     ) -> None:
         """``give(side)`` gives the step that reads a side to the queue, call by call; with ``graphs``
         always the same calls, which copy from and to the ``host`` arrays."""
@@ -161,10 +209,10 @@ class _Step:
 class CudaLane:
     """One stream; see :class:`streamssm.backends.Lane`."""
 
-    def __init__(self, backend: CudaBackend, block: int, batch: int) -> None:
+    def __init__(self, backend: Device, block: int, batch: int) -> None:
         self.torn = False  # no step is in place
-        self._core = core = _Core(backend, batch)
-        self._host = _Host(backend, block, batch)
+        self._core = core = backend.core(batch)
+        self._host = Host(backend, block, batch)
         self.x, self.y = self._host.x, self._host.y
 
         def give(side: int) -> None:
@@ -193,23 +241,9 @@ class CudaLane:
         Raises:
             BackendError: the run failed; the state is as it was.
         """
-        y = _run_once(self._core, self.x[:, :items])
+        y = self._core.short(self.x[:, :items])
         self._core.side = 1 - self._core.side
         return y
-
-
-def _run_once(core: _Core, x: Array) -> tuple[Array, ...]:
-    """Outputs for ``x [rows, items, *item_shape]``; the next states are on the side that is not current."""
-    host = _Host(core.backend, x.shape[1], core.rows)
-    host.x[...] = x
-
-    def work() -> None:
-        host.bring()
-        core.infer(host.device, core.side)
-        host.fetch()
-
-    core.run(work)
-    return host.y
 
 
 class CudaSlots:
@@ -219,9 +253,9 @@ class CudaSlots:
     copied over from the side that was read.
     """
 
-    def __init__(self, backend: CudaBackend, block: int, count: int) -> None:
-        self._core = core = _Core(backend, count)
-        self._host = _Host(backend, block, count)
+    def __init__(self, backend: Device, block: int, count: int) -> None:
+        self._core = core = backend.core(count)
+        self._host = Host(backend, block, count)
         self._active = pinned((count,), "uint8")
         self._there = Buffer(count)
         self._kept = tuple(_kept_states(core, side) for side in (0, 1))
@@ -240,23 +274,23 @@ class CudaSlots:
         for index, state in enumerate(self._core.sides[self._core.side]):
             state[slot] = 0 if states is None else states[index][0]
 
-    def calls(self, ready: Sequence[int], others: Collection[int]) -> Iterator[Call]:
+    def calls(self, ready: Array, others: Array) -> Iterator[Call]:
         """What runs a block of the slots that are ready, and of none of the others."""
-        if ready:
-            run = self._run_some if others else self._run_all
+        if len(ready):
+            run = self._run_some if len(others) else self._run_all
             yield Call(ready, ready, self._host.x, partial(run, ready))
 
-    def last_calls(self, ready: Sequence[int], items: int) -> Iterator[Call]:
+    def last_calls(self, ready: Array, items: int) -> Iterator[Call]:
         """What runs the first ``items`` of a block, less than all of it; the states stay as they are."""
-        if ready:
+        if len(ready):
             yield Call(ready, ready, self._host.x, partial(self._run_last, items))
 
-    def _run_all(self, _: Sequence[int]) -> tuple[Array, ...]:
+    def _run_all(self, _: Array) -> tuple[Array, ...]:
         return self._guarded(self._all.run)
 
-    def _run_some(self, ready: Sequence[int]) -> tuple[Array, ...]:
+    def _run_some(self, ready: Array) -> tuple[Array, ...]:
         self._active[...] = 0
-        self._active[np.asarray(ready, np.intp)] = 1
+        self._active[ready] = 1
         return self._guarded(self._some.run)
 
     def _guarded(self, run: Callable[[], None]) -> tuple[Array, ...]:
@@ -270,7 +304,7 @@ class CudaSlots:
     def _run_last(self, items: int) -> tuple[Array, ...]:
         if not items:
             return tuple(y[:, :0] for y in self._host.y)
-        return _run_once(self._core, self._host.x[:, :items])
+        return self._core.short(self._host.x[:, :items])
 
     def _give(self, side: int) -> None:
         self._host.bring()
@@ -296,7 +330,7 @@ class CudaSlots:
                 self._core.queue.copy(new.address + row * new.row, old.address + row * old.row, old.row)
 
 
-def _kept_states(core: _Core, side: int) -> Buffer:
+def _kept_states(core: Core, side: int) -> Buffer:
     """The states that a step from this side leaves, as the kernel wants them, on the device."""
     pairs = list(zip(core.sides[side], core.sides[1 - side], strict=True))
     array = (KeptState * len(pairs))(*(KeptState(old.address, new.address, old.row) for old, new in pairs))

@@ -17,7 +17,7 @@ from streamssm.native import Kernels, Library
 from streamssm.native.library import DOMAIN, SWITCHED_OFF, switch
 
 #: what the functions mean; the library holds the same number (kernels/ort/cuda_library.cpp)
-ABI = 1
+ABI = 2
 _FILE = "libstreamssm_cuda.so"
 
 
@@ -29,11 +29,15 @@ class KeptState(Structure):
 
 @dataclass(frozen=True)
 class CudaKernels(Kernels):
-    """What runs a model's operators on a GPU."""
+    """What runs a model's operators on a GPU; ``precision`` is that of the matrices of its blocks."""
+
+    precision: str = "float32"
 
     def __str__(self) -> str:
-        """``native (cuda)``, or ``plain ONNX: the reason``."""
-        return "native (cuda)" if self.library else f"plain ONNX: {self.reason}"
+        """``native (cuda, fused, float16)``, ``native (cuda)``, or ``plain ONNX: the reason``."""
+        if self.library is None:
+            return f"plain ONNX: {self.reason}"
+        return f"native (cuda, fused, {self.precision})" if self.fused else "native (cuda)"
 
 
 class KeepRows:
@@ -58,12 +62,13 @@ class KeepRows:
 
 def choose(op_counts: Iterable[tuple[str, str]]) -> CudaKernels:
     """The kernels for a model with these ``(domain, operator)`` pairs: native if the library covers
-    every operator of ours, so that none is half-used.
+    every operator of ours, so that none is half-used; ``fused`` if whole blocks may become one node.
 
     Raises:
         UsageError: STREAMSSM_KERNELS has a value that means nothing.
     """
-    if switch() == "off":
+    chosen = switch()
+    if chosen == "off":
         return CudaKernels(None, SWITCHED_OFF)
     ours = {name for domain, name in op_counts if domain == DOMAIN}
     found = library()
@@ -72,7 +77,7 @@ def choose(op_counts: Iterable[tuple[str, str]]) -> CudaKernels:
     missing = sorted(ours - found.operators.keys())
     if missing:
         return CudaKernels(None, f"no CUDA kernel for {', '.join(missing)}")
-    return CudaKernels(found)
+    return CudaKernels(found, fused=chosen == "on")
 
 
 @cache

@@ -12,8 +12,10 @@ until those that were ready together fill lanes of their own, which costs as muc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+
+import numpy as np
 
 from streamssm.backends import Array, Call, Lane
 
@@ -30,8 +32,8 @@ class LaneSlots:
     def __init__(self, lanes: Sequence[Lane], common: Lane) -> None:
         """``common`` is the lane for copies; the lanes may share their buffers ``x`` and ``y``."""
         self._lanes, self._common, self._size = lanes, common, len(common.x)
-        self._row = list(range(len(lanes) * self._size))  # of each slot
-        self._slot = list(self._row)  # of each row
+        self._row = np.arange(len(lanes) * self._size)  # of each slot
+        self._slot = self._row.copy()  # of each row
 
     def read(self, slot: int) -> tuple[Array, ...]:
         """A copy of a state, ``[1, *shape]`` each."""
@@ -44,85 +46,89 @@ class LaneSlots:
         for index, state in enumerate(lane.state):
             state[row] = 0 if states is None else states[index][0]
 
-    def calls(self, ready: Sequence[int], others: Collection[int]) -> Iterator[Call]:
+    def calls(self, ready: Array, others: Array) -> Iterator[Call]:
         """Calls for a block of every slot that is ready; the ``others`` are not touched."""
-        wanted, kept = set(ready), set(others)
+        wanted, kept = self._marked(ready), self._marked(others)
         self._draw_together(wanted, kept)
-        scattered: list[int] = []
-        for index, lane in enumerate(self._lanes):
-            slots = self._slots_of(index)
-            rows = [row for row, slot in enumerate(slots) if slot in wanted]
-            if not rows:
+        table = self._table()
+        wants: Array = wanted[table]
+        keeps: Array = np.any(kept[table], axis=1)
+        scattered = [np.zeros(0, np.intp)]
+        for index in np.flatnonzero(wants.any(axis=1)).tolist():
+            rows, lane = np.flatnonzero(wants[index]), self._lanes[index]
+            if keeps[index]:
+                scattered.append(table[index, rows])
                 continue
-            if kept.isdisjoint(slots):
-                if len(rows) < self._size:
-                    lane.x[...] = 0  # rows that nobody has run on zeros
-                yield Call([slots[row] for row in rows], rows, lane.x, partial(_run, lane, lane.step))
-            else:
-                scattered += [slots[row] for row in rows]
-        yield from self._common_calls(scattered, self._run_copies)
+            if len(rows) < self._size:
+                lane.x[...] = 0  # rows that nobody has run on zeros
+            yield Call(table[index, rows], rows, lane.x, partial(_run, lane, lane.step))
+        yield from self._common_calls(np.concatenate(scattered), self._run_copies)
 
-    def last_calls(self, ready: Sequence[int], items: int) -> Iterator[Call]:
+    def last_calls(self, ready: Array, items: int) -> Iterator[Call]:
         """Calls for the first ``items`` of a block, less than all of it; the states stay as they are."""
         return self._common_calls(ready, partial(self._run_last, items))
 
     # Who lies where.
 
     def _place(self, slot: int) -> tuple[Lane, int]:
-        index, row = divmod(self._row[slot], self._size)
+        index, row = divmod(int(self._row[slot]), self._size)
         return self._lanes[index], row
 
-    def _slots_of(self, index: int) -> list[int]:
-        return self._slot[index * self._size : (index + 1) * self._size]
+    def _marked(self, slots: Array) -> Array:
+        """Slots as one truth value each."""
+        marks = np.zeros(len(self._row), np.bool_)
+        marks[slots] = True
+        return marks
 
-    def _draw_together(self, wanted: set[int], kept: set[int]) -> None:
+    def _table(self) -> Array:
+        """The slots, lane by lane, as they lie now."""
+        return self._slot.reshape(len(self._lanes), self._size).copy()
+
+    def _draw_together(self, wanted: Array, kept: Array) -> None:
         """Fill lanes that many slots are ready on with ready ones from lanes with few, in exchange for those
         that have to wait."""
-        mixed = []
-        for index in range(len(self._lanes)):
-            slots = self._slots_of(index)
-            count = sum(slot in wanted for slot in slots)
-            if count and not kept.isdisjoint(slots):
-                mixed.append((count, index))
-        mixed.sort(reverse=True)
-        left = sum(count for count, _ in mixed)
-        for place, (count, index) in enumerate(mixed):
-            slots = self._slots_of(index)
-            out = [slot for slot in slots if slot in kept]
-            count = sum(slot in wanted for slot in slots)  # fewer, if it has given some
+        table = self._table()
+        counts = wanted[table].sum(axis=1)
+        mixed = np.flatnonzero((counts > 0) & kept[table].any(axis=1))
+        order = mixed[np.lexsort((mixed, counts[mixed]))[::-1]].tolist()
+        left = int(counts[mixed].sum())
+        for place, index in enumerate(order):
+            slots = self._table()[index]
+            out = slots[kept[slots]]
+            count = int(wanted[slots].sum())  # fewer, if it has given some
             left -= count
             if left < len(out) or count * _WORTH < self._size:
                 return
-            givers = (i for _, i in reversed(mixed[place + 1 :]))
-            left -= self._fill_up(index, out, givers, wanted)
+            left -= self._fill_up(out, reversed(order[place + 1 :]), wanted)
 
-    def _fill_up(self, index: int, out: list[int], givers: Iterator[int], wanted: set[int]) -> int:
+    def _fill_up(self, out: Array, givers: Iterator[int], wanted: Array) -> int:
         """Exchange the slots ``out`` of a lane for ready ones of the givers; how many were given."""
         total = len(out)
         for giver in givers:
-            given = [slot for slot in self._slots_of(giver) if slot in wanted][: len(out)]
+            slots = self._table()[giver]
+            given = slots[wanted[slots]][: len(out)]
             self._exchange(out[: len(given)], given)
             out = out[len(given) :]
-            if not out:
+            if not len(out):
                 break
         return total
 
-    def _exchange(self, some: Sequence[int], others: Sequence[int]) -> None:
+    def _exchange(self, some: Array, others: Array) -> None:
         """Exchange the rows of slots on one lane with those of as many on another one."""
-        if not some:
+        if not len(some):
             return
         (one, _), (two, _) = self._place(some[0]), self._place(others[0])
-        here = [self._row[slot] % self._size for slot in some]
-        there = [self._row[slot] % self._size for slot in others]
+        here, there = self._row[some] % self._size, self._row[others] % self._size
         first, second = ([state[rows] for state in lane.state] for lane, rows in ((one, here), (two, there)))
-        rows = [self._row[slot] for slot in (*others, *some)]
+        slots = np.concatenate([some, others])
+        rows = self._row[np.concatenate([others, some])]
 
         def move() -> None:
             for lane, places, states in ((one, here, second), (two, there, first)):
                 for state, values in zip(lane.state, states, strict=True):
                     state[places] = values
-            for slot, row in zip((*some, *others), rows, strict=True):
-                self._row[slot], self._slot[row] = row, slot
+            self._row[slots] = rows
+            self._slot[rows] = slots
 
         try:
             move()
@@ -132,14 +138,12 @@ class LaneSlots:
 
     # Running copies.
 
-    def _common_calls(
-        self, slots: Sequence[int], run: Callable[[Sequence[int]], tuple[Array, ...]]
-    ) -> Iterator[Call]:
+    def _common_calls(self, slots: Array, run: Callable[[Array], tuple[Array, ...]]) -> Iterator[Call]:
         for start in range(0, len(slots), self._size):
             some = slots[start : start + self._size]
             yield Call(some, range(len(some)), self._common.x, partial(run, some))
 
-    def _run_copies(self, slots: Sequence[int]) -> tuple[Array, ...]:
+    def _run_copies(self, slots: Array) -> tuple[Array, ...]:
         self._bring(slots)
         y = _run(self._common, self._common.step)
         for lane, here, rows in self._parts(slots):
@@ -147,13 +151,13 @@ class LaneSlots:
                 kept[rows] = left[here]
         return y
 
-    def _run_last(self, items: int, slots: Sequence[int]) -> tuple[Array, ...]:
+    def _run_last(self, items: int, slots: Array) -> tuple[Array, ...]:
         if not items:
             return tuple(y[:, :0] for y in self._common.y)
         self._bring(slots)
         return _run(self._common, partial(self._common.step_short, items))
 
-    def _bring(self, slots: Sequence[int]) -> None:
+    def _bring(self, slots: Array) -> None:
         """Copy states to the common lane; rows left over run on zeros."""
         for lane, here, rows in self._parts(slots):
             for given, kept in zip(self._common.state, lane.state, strict=True):
@@ -162,16 +166,12 @@ class LaneSlots:
         for given in self._common.state:
             given[len(slots) :] = 0
 
-    def _parts(self, slots: Sequence[int]) -> Iterator[tuple[Lane, list[int], list[int]]]:
+    def _parts(self, slots: Array) -> Iterator[tuple[Lane, Array, Array]]:
         """The slots lane by lane: the lane, their rows in the common lane, and those in it."""
-        parts: dict[int, tuple[list[int], list[int]]] = {}
-        for here, slot in enumerate(slots):
-            index, row = divmod(self._row[slot], self._size)
-            places = parts.setdefault(index, ([], []))
-            places[0].append(here)
-            places[1].append(row)
-        for index, (ours, rows) in parts.items():
-            yield self._lanes[index], ours, rows
+        lanes, rows = np.divmod(self._row[slots], self._size)
+        for index in np.unique(lanes).tolist():
+            here = np.flatnonzero(lanes == index)
+            yield self._lanes[index], here, rows[here]
 
 
 def _run(lane: Lane, step: Callable[[], tuple[Array, ...] | None]) -> tuple[Array, ...]:

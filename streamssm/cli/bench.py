@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from streamssm.cli.amount import PositiveNumber
+from streamssm.cli.precision import precision_option
 
 if TYPE_CHECKING:
     from streamssm.model import Model
@@ -38,6 +39,7 @@ def _counts(context: click.Context, parameter: click.Parameter, value: str | Non
     help="Measure pools of so many streams, beside the same streams one by one.",
 )
 @click.option("--backend", default="auto", show_default=True, help="Where the model runs.")
+@precision_option
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random input.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def bench(
@@ -47,6 +49,7 @@ def bench(
     block: int | None,
     streams: list[int] | None,
     backend: str,
+    precision: str,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -64,7 +67,7 @@ def bench(
     from streamssm.cli.amount import length
 
     before = resident_bytes()
-    opened = streamssm.load(model, backend=backend)
+    opened = streamssm.load(model, backend=backend, precision=precision)
     count = length(items, seconds, clock.input_rate(opened.manifest))
     if streams is not None:
         _bench_streams(opened, streams, count, block, seed, as_json)

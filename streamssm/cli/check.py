@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from streamssm.cli.amount import PositiveNumber
+from streamssm.cli.precision import precision_option
 
 if TYPE_CHECKING:
     from streamssm.checks import Check, Progress
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 )
 @click.option("--block", type=click.IntRange(min=1), help="Block size under test; default: the model's.")
 @click.option("--backend", default="auto", show_default=True, help="Where the model runs.")
+@precision_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def check(
     model: str,
@@ -38,6 +40,7 @@ def check(
     seed: int,
     block: int | None,
     backend: str,
+    precision: str,
     as_json: bool,
 ) -> None:
     """Check that MODEL keeps the promise: any split gives the same output as the whole.
@@ -52,7 +55,7 @@ def check(
     from streamssm.cli.amount import length
     from streamssm.errors import GateError
 
-    opened = streamssm.load(model, backend=backend)
+    opened = streamssm.load(model, backend=backend, precision=precision)
     count = length(items, seconds, clock.input_rate(opened.manifest))
     with _progress() as progress:
         found = list(

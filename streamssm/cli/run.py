@@ -9,6 +9,7 @@ from typing import Any
 import rich_click as click
 
 from streamssm.cli.amount import Amount, PositiveNumber, parse_amount, parse_size
+from streamssm.cli.precision import precision_option
 from streamssm.sinks import FORMATS
 
 INPUT_FORMATS = (
@@ -46,6 +47,7 @@ class Options:
     chunk: Amount | None
     block: int | None
     backend: str
+    precision: str
     emit: str | None
     decide: float | None
     generate: int | None
@@ -101,6 +103,7 @@ def _parse_reconnect(context: click.Context, parameter: click.Parameter, value: 
 )
 @click.option("--block", type=_COUNT, help="Items per backend call; default: the model's.")
 @click.option("--backend", default="auto", show_default=True, help="Where the model runs.")
+@precision_option
 @click.option(
     "--emit",
     type=click.Choice(["events", "items", "tokens", "text", "audio"]),
@@ -192,5 +195,5 @@ def run(**options: Any) -> int:
     from streamssm.cli.job import Job
 
     asked = Options(**options)
-    opened = streamssm.load(asked.model, backend=asked.backend)
+    opened = streamssm.load(asked.model, backend=asked.backend, precision=asked.precision)
     return Job(opened, asked).go()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from streamssm.cli.amount import Amount, PositiveNumber, parse_amount
+from streamssm.cli.precision import precision_option
 
 if TYPE_CHECKING:
     from streamssm.model import Model
@@ -43,6 +44,7 @@ def _parse_size(context: click.Context, parameter: click.Parameter, value: str) 
     help="How long a stream that is ready waits for others.",
 )  # fmt: skip
 @click.option("--backend", default="auto", show_default=True, help="Where the models run.")
+@precision_option
 @click.option("--token", envvar="STREAMSSM_TOKEN", show_envvar=True, help="What clients must know.")
 @click.option("--token-file", type=_FILE, help="The same, from a file.")
 @click.option("--cert", type=_FILE, help="Certificate chain, PEM: serve TLS.")
@@ -72,7 +74,7 @@ def serve(models: tuple[str, ...], **options: Any) -> int:
     """
     import asyncio
 
-    opened = _open_models(models, options.pop("backend"))
+    opened = _open_models(models, options.pop("backend"), options.pop("precision"))
     settings = _settings(opened, options)
     _allow_connections(settings.max_connections)
     try:
@@ -84,14 +86,14 @@ def serve(models: tuple[str, ...], **options: Any) -> int:
     return asyncio.run(_serve(Server(opened, settings)))
 
 
-def _open_models(names: tuple[str, ...], backend: str) -> dict[str, Model]:
+def _open_models(names: tuple[str, ...], backend: str, precision: str) -> dict[str, Model]:
     import streamssm
     from streamssm.errors import UsageError
     from streamssm.model import built_in_models
 
     opened: dict[str, Model] = {}
     for name in names or built_in_models():
-        model = streamssm.load(name, backend=backend)
+        model = streamssm.load(name, backend=backend, precision=precision)
         if model.manifest.name in opened:
             raise UsageError(f"two of the models are called {model.manifest.name!r}; serve one of them")
         opened[model.manifest.name] = model

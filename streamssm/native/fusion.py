@@ -71,7 +71,7 @@ def fuse_graph(graph: Graph, instructions: str, lend: Callable[[Array], int]) ->
             replaced.update(dict.fromkeys((inner for step in stretch for inner in step.nodes), node))
     if not replaced:
         return None
-    nodes = graph.alive(_ordered([replaced.get(node, node) for node in graph.nodes]))
+    nodes = graph.alive(in_order([replaced.get(node, node) for node in graph.nodes]))
     model = graph.rewritten(nodes, {DOMAIN} - graph.domains)
     return Fused(model, len(nodes), len(graph.nodes), _overwritable(graph, nodes))
 
@@ -198,7 +198,7 @@ def _compile(graph: Graph, reader: Reader, stretch: list[Step], lend: Callable[[
     )
 
 
-def _ordered(nodes: list[Node]) -> list[Node]:
+def in_order(nodes: list[Node]) -> list[Node]:
     """Each node once, after what it reads.
 
     Raises:

@@ -155,6 +155,16 @@ class Graph:
             self._cache[name] = stored if span is not None or node is None else self._folded(node)
         return self._cache[name]
 
+    def dims(self, name: str) -> tuple[int, ...] | None:
+        """The shape of the tensor stored under ``name``, or computed from stored ones, without reading
+        what is stored; None if there is none."""
+        span = self._initializers.get(name)
+        if span is not None:
+            parts = (part for part in fields(self._data, *span) if part[0] == 1)
+            return tuple(size for _, *part in parts for size in integers(self._data, *part))
+        found = self.constant(name)
+        return None if found is None else found.shape
+
     def _folded(self, node: Node) -> Array | None:
         """The result of an operation on constants, as exporters leave it to be folded at load."""
         fold = _FOLDS.get(node.kind)

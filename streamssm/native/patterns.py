@@ -14,6 +14,7 @@ import numpy as np
 
 from streamssm.native import pack
 from streamssm.native.graph import Graph, Node
+from streamssm.native.norms import match_norm, other_input
 from streamssm.native.program import Assembler, Code, Function, float_bits
 from streamssm.native.values import Array, Shape, Step, Values
 
@@ -118,13 +119,13 @@ def _product(
     bias: tuple[str, Array] | None = None
     add = reader.only(result, "Add")
     if add is not None:
-        other = _other(add, result)
+        other = other_input(add, result)
         values = reader.floats(other, N)
         if values is not None:
             bias, result = (other, values), add.outputs[0]
             nodes.append(add)
             add = reader.only(result, "Add")
-    other = "" if add is None else _other(add, result)
+    other = "" if add is None else other_input(add, result)
     if add is not None and other != result and reader.rows(other, (N,), node.inputs[0]) is not None:
         inputs.append(other)
         nodes.append(add)
@@ -142,44 +143,21 @@ def _product(
     return Step(nodes, inputs, [result], emit, weight_bytes=weight_bytes)
 
 
-def _other(node: Node, name: str) -> str:
-    return node.inputs[1] if node.inputs[0] == name else node.inputs[0]
-
-
 def _rms_norm(reader: Reader, node: Node) -> Step | None:
-    """x / sqrt(mean(x^2) + eps), and the weight where it follows."""
-    x = node.inputs[0]
-    shape = reader.rows(x)
-    mean = reader.only(node.outputs[0], "ReduceMean")
-    if reader.scalar(node.inputs[1]) != 2.0 or shape is None or mean is None or len(mean.inputs) != 2:
+    norm = match_norm(reader, node)
+    if norm is None:
         return None
-    rank = len(shape) + 2
-    if reader.integers(mean.inputs[1]) not in ([-1], [rank - 1]) or mean.attributes.get("keepdims", 1) != 1:
-        return None
-    add = reader.only(mean.outputs[0], "Add")
-    root = None if add is None else reader.only(add.outputs[0], "Sqrt")
-    divide = None if root is None else reader.only(root.outputs[0], "Div")
-    if add is None or root is None or divide is None or divide.inputs != (x, root.outputs[0]):
-        return None
-    eps = reader.scalar(_other(add, mean.outputs[0]))
-    if eps is None or eps < np.finfo(np.float32).tiny:  # denormal numbers are zero here
-        return None
-    nodes, result, width = [node, mean, add, root, divide], divide.outputs[0], prod(shape)
-    name, weight = "", np.ones(width, np.float32)
-    scale = reader.only(result, "Mul")
-    if scale is not None and (found := reader.floats(_other(scale, result), *shape)) is not None:
-        name, weight, result = _other(scale, result), found, scale.outputs[0]
-        nodes.append(scale)
-    reader.shapes[result] = shape
+    width = prod(norm.shape)
+    reader.shapes[norm.result] = norm.shape
 
     def emit(program: Assembler) -> None:
-        place = program.vector(("norm", name), weight, width)
-        source = program.read(x)
-        program.define(result, width)
-        target = program.read(result)
-        program.emit(Code.RMS_NORM, *target, *source, width, shape[-1], float_bits(eps), place)
+        place = program.vector(("norm", norm.name), norm.weight, width)
+        source = program.read(norm.x)
+        program.define(norm.result, width)
+        target = program.read(norm.result)
+        program.emit(Code.RMS_NORM, *target, *source, width, norm.shape[-1], float_bits(norm.eps), place)
 
-    return Step(nodes, [x], [result], emit)
+    return Step(list(norm.nodes), [norm.x], [norm.result], emit)
 
 
 def _conv(reader: Reader, node: Node) -> Step | None:
@@ -298,11 +276,11 @@ def _sigmoid(reader: Reader, node: Node) -> Step | None:
     if shape is None:
         return None
     silu = reader.only(node.outputs[0], "Mul")
-    if silu is None or _other(silu, node.outputs[0]) != x:
+    if silu is None or other_input(silu, node.outputs[0]) != x:
         return _unary(reader, node)
     result = silu.outputs[0]
     gate = reader.only(result, "Mul")
-    other = "" if gate is None else _other(gate, result)
+    other = "" if gate is None else other_input(gate, result)
     if gate is not None and other != result and reader.rows(other, shape, x) is not None:
         inputs, nodes = [other, x], [node, silu, gate]
         return _rowwise(reader, nodes, inputs, shape, Code.BINARY, Function.GATE)

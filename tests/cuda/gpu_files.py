@@ -22,8 +22,21 @@ CONFIGS = {
         "mamba2": {"headdim": 8, "d_state": 12},
         "swa": {"window": 7, "num_heads": 4, "num_kv_heads": 2},
     },
+    # nothing but an embedding, blocks and a head: one node of a fused graph
+    "words": {
+        "pattern": ["mamba"] * 3,
+        "d_model": 40,
+        "mamba": {"d_state": 7},
+        "head": {"tied": True, "bias": False},
+    },
+    "words2": {
+        "pattern": ["mamba2"] * 3,
+        "d_model": 40,
+        "mamba2": {"headdim": 8, "d_state": 12, "dt_limit": [0.01, 0.5]},
+        "head": {"bias": False},
+    },
 }
-SIZE = 5
+SIZE, VOCABULARY = 5, 91
 
 
 def export_all(folder: Path) -> None:
@@ -34,6 +47,12 @@ def export_all(folder: Path) -> None:
 
     for name, config in CONFIGS.items():
         torch.manual_seed(sum(map(ord, name)))
+        if name.startswith("words"):
+            head = {"size": VOCABULARY, **config["head"]}
+            whole = {**config, "input": {"kind": "tokens", "vocabulary": VOCABULARY}, "head": head}
+            path = folder / f"{name}.onnx"
+            export(build(whole).eval(), path, kind="tokens", vocabulary=VOCABULARY, block=4)
+            continue
         whole = {
             "input": {"kind": "features", "size": SIZE, "rate": 50},
             **config,

@@ -11,30 +11,46 @@ import pytest
 import streamssm
 from streamssm.backends import cuda
 from streamssm.backends.cudart import Queue
-from streamssm.errors import BackendError
+from streamssm.errors import BackendError, UsageError
 
-MODELS = ["vad", "mamba", "mamba2", "hybrid"]
+MODELS = ["vad", "mamba", "mamba2", "hybrid", "words", "words2"]
+ROUNDED = {"float16": ["mamba", "words", "words2"], "bfloat16": ["vad", "words2"]}
+CASES = [(name, "float32") for name in MODELS] + [(name, kind) for kind in ROUNDED for name in ROUNDED[kind]]
+UNFUSED = ("mamba2",)  # its norms go by groups
 SHORT = 10_000  # replays by default
-TOLERANCE = {"rtol": 2e-4, "atol": 2e-5}  # of a GPU's results beside a processor's
+#: of a GPU's results beside a processor's
+TOLERANCES = {
+    "float32": {"rtol": 2e-4, "atol": 2e-5},
+    "float16": {"rtol": 1e-2, "atol": 4e-3},
+    "bfloat16": {"rtol": 5e-2, "atol": 3e-2},
+}
 
 pytestmark = pytest.mark.gpu
 
 
-def load(files, name, backend="cuda"):
-    return streamssm.load(name if name == "vad" else files[name], backend=backend)
+def load(files, name, backend="cuda", precision="float32"):
+    return streamssm.load(name if name == "vad" else files[name], backend=backend, precision=precision)
 
 
 def items(model, blocks, seed=0, batch=None):
     """Whole blocks of the model's own size."""
     count, spec = blocks * model.manifest.block, model.manifest.input
     shape = (count, *spec.shape) if batch is None else (batch, count, *spec.shape)
-    return 0.3 * np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    random = np.random.default_rng(seed)
+    if spec.kind == "tokens":
+        return random.integers(0, spec.vocabulary, shape)
+    return 0.3 * random.standard_normal(shape).astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def pair(request, backend, model_files):
     """The model on the GPU and on the processor."""
-    return load(model_files, request.param), load(model_files, request.param, "cpu")
+    name, precision = request.param
+    return load(model_files, name, precision=precision), load(model_files, name, "cpu")
+
+
+def tolerance(model):
+    return TOLERANCES[model.backend.kernels.precision]
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +69,38 @@ def cuts_of(x, seed, count=7):
 
 
 def test_our_kernels_run(model):
-    assert str(model.backend.kernels) == "native (cuda)"
+    kernels = model.backend.kernels
+    fused = model.manifest.name not in UNFUSED
+    assert model.kernels == (f"native (cuda, fused, {kernels.precision})" if fused else "native (cuda)")
+
+
+@pytest.mark.parametrize("name", ["vad", "words", "words2"])
+def test_blocks_by_themselves_agree_with_whole_ones(backend, model_files, name, monkeypatch):
+    fused = load(model_files, name)
+    monkeypatch.setenv("STREAMSSM_KERNELS", "unfused")
+    apart = load(model_files, name)
+    assert apart.kernels == "native (cuda)"
+    x = items(fused, 12)
+    np.testing.assert_allclose(fused.scan(x), apart.scan(x), **TOLERANCES["float32"])
+
+
+def test_a_precision_that_nothing_has_is_refused(backend, model_files):
+    with pytest.raises(BackendError, match=r"cannot run in float16: it has no Mamba.*leave out precision"):
+        load(model_files, "mamba2", precision="float16")
+
+
+def test_a_model_whose_values_do_not_fit_is_refused(backend):
+    """The last block of the built-in model makes numbers of millions."""
+    with pytest.raises(BackendError, match=r"vad cannot run in float16: .* load with precision='bfloat16'"):
+        streamssm.load("vad", backend="cuda", precision="float16")
 
 
 def test_the_processor_agrees(pair):
     gpu, cpu = pair
     x = items(cpu, 40)
-    np.testing.assert_allclose(gpu.scan(x), cpu.scan(x), **TOLERANCE)
+    np.testing.assert_allclose(gpu.scan(x), cpu.scan(x), **tolerance(gpu))
     block = 8 * cpu.manifest.block
-    np.testing.assert_allclose(gpu.scan(x, block), cpu.scan(x), **TOLERANCE)
+    np.testing.assert_allclose(gpu.scan(x, block), cpu.scan(x), **tolerance(gpu))
 
 
 def test_any_split_gives_the_same_bytes(model):
@@ -111,7 +150,7 @@ def test_snapshots_cross_devices(pair):
         assert moved.snapshot() == saved
         rest = np.concatenate([moved.push(x[half:]), moved.flush()])
         wanted = np.concatenate([stream.push(x[half:]), stream.flush()])
-        np.testing.assert_allclose(rest, wanted, **TOLERANCE)
+        np.testing.assert_allclose(rest, wanted, **tolerance(pair[0]))
         back = here.resume(there.resume(saved).snapshot())
         assert np.concatenate([back.push(x[half:]), back.flush()]).tobytes() == wanted.tobytes()
 
@@ -132,7 +171,7 @@ def test_rows_of_a_batch_do_not_see_each_other(model):
     x[[0, 2, 4]] = items(model, 10, seed=9, batch=3)
     other = model.scan(x)
     assert other[[1, 3]].tobytes() == whole[[1, 3]].tobytes()
-    np.testing.assert_allclose(whole[1], model.scan(x[1]), **TOLERANCE)
+    np.testing.assert_allclose(whole[1], model.scan(x[1]), **tolerance(model))
 
 
 def test_a_stream_of_a_pool_does_not_see_the_others(model):
@@ -186,7 +225,7 @@ def test_the_last_items_of_a_pool(model):
         parts = []
         while "a" in pool:
             parts += [y for key, y in pool.step() if key == "a"]
-    np.testing.assert_allclose(np.concatenate(parts), model.scan(x), **TOLERANCE)
+    np.testing.assert_allclose(np.concatenate(parts), model.scan(x), **tolerance(model))
 
 
 def test_a_failed_capture_is_said_and_changes_no_byte(backend, model_files, monkeypatch, caplog):
@@ -214,7 +253,7 @@ def test_without_our_kernels(backend, model_files, name, monkeypatch):
     model = load(model_files, name)
     assert str(model.backend.kernels) == "plain ONNX: STREAMSSM_KERNELS=off"
     x = items(model, 6)
-    np.testing.assert_allclose(model.scan(x), cpu.scan(x), **TOLERANCE)
+    np.testing.assert_allclose(model.scan(x), cpu.scan(x), **TOLERANCES["float32"])
     with model.pool(3) as pool:
         pool.open("idle"), pool.open("ours")
         before, parts = pool.snapshot("idle"), []
@@ -222,11 +261,42 @@ def test_without_our_kernels(backend, model_files, name, monkeypatch):
             pool.push("ours", x[at : at + model.manifest.block])
             parts += [y for _, y in pool.step()]
         assert pool.snapshot("idle") == before
-    np.testing.assert_allclose(np.concatenate(parts), cpu.scan(x)[: sum(map(len, parts))], **TOLERANCE)
+    np.testing.assert_allclose(
+        np.concatenate(parts), cpu.scan(x)[: sum(map(len, parts))], **TOLERANCES["float32"]
+    )
+
+
+def test_rows_of_a_pool_are_its_results(model):
+    """Arrays of all streams at once: the bytes of the streams one by one."""
+    block, x = model.manifest.block, items(model, 6, batch=5)
+    keys = tuple(range(5))
+    with model.pool(5) as pool, model.pool(5) as other:
+        for key in keys:
+            pool.open(key), other.open(key)
+        for at in range(0, x.shape[1], block):
+            pool.push_rows(keys, x[:, at : at + block])
+            other.push_rows(keys, x[:, at : at + block])
+            (rows,) = pool.step_rows()
+            assert rows.keys == keys
+            for key, (same, y), found in zip(keys, other.step(), rows.outputs, strict=True):
+                assert key == same
+                assert y.tobytes() == found.tobytes()
 
 
 def test_a_small_model_stays_on_the_processor(backend):
     assert streamssm.load("vad").backend.name == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": "cpu", "precision": "float16"}, "precision='float16' is for backend='cuda', not 'cpu'"),
+        ({"backend": "cuda", "precision": "float8"}, "no precision 'float8'; choose one of float32, float16"),
+    ],
+)
+def test_a_precision_out_of_place_is_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        streamssm.load("vad", **options)
 
 
 @pytest.mark.skipif(cuda.unavailable() is None, reason="there is a GPU")

@@ -187,14 +187,20 @@ def test_slots_and_lengths(library, case, T):
     assert torch.equal(pool[untouched].view(torch.int32), before[untouched].view(torch.int32))
 
 
+CUTS = {  # from 16 items on StateSpaceDual counts chunks of 64 from the beginning of a call
+    "dual": [[0, 64, 256], [0, 128, 192, 256], [0, 2, 9, 15]],
+    "": [[0, 2, 50, 100], [0, 31, 64, 98, 100]],
+}
+
+
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("case", CASES)
 def test_splits_are_byte_equal(library, case, kind):
     """Calls of two items or more: wherever a sequence is cut, the bits are the same."""
     op = CASES[case]()
-    data, start = op.data(2, 100, TYPES[kind]), noise(2, *op.state_shape)
-    whole, whole_state = run(library, op, kind, data, start.clone())
-    for cuts in ([0, 2, 50, 100], [0, 31, 64, 98, 100]):
+    for cuts in CUTS["dual" if case in ("dual-130m", "dual-small", "dual-odd") else ""]:
+        data, start = op.data(2, cuts[-1], TYPES[kind]), noise(2, *op.state_shape)
+        whole, whole_state = run(library, op, kind, data, start.clone())
         state, parts = start.clone(), []
         for first, last in itertools.pairwise(cuts):
             part = {k: v[:, first:last].contiguous() for k, v in data.items()}
@@ -203,7 +209,7 @@ def test_splits_are_byte_equal(library, case, kind):
         assert torch.equal(state, whole_state)
 
 
-@pytest.mark.parametrize("T", [1, 20])
+@pytest.mark.parametrize("T", [1, 20, 100])
 @pytest.mark.parametrize("case", CASES)
 def test_a_row_does_not_see_the_others(library, case, T):
     op = CASES[case]()
@@ -215,8 +221,10 @@ def test_a_row_does_not_see_the_others(library, case, T):
     assert torch.equal(after[4:5], after_alone)
 
 
-LONG = {"conv-4": CASES["conv-4"], "dual": lambda: Dual(3, 32, 1, 128), "scan": lambda: Scan(192, 16),
-        "scan-8": lambda: Scan(128, 8), "scan-24": lambda: Scan(64, 24)}  # fmt: skip
+LONG = {"conv-4": CASES["conv-4"], "dual": lambda: Dual(3, 32, 1, 128), "dual-wide": CASES["dual-130m"],
+        "dual-64": lambda: Dual(2, 48, 2, 64), "dual-odd": CASES["dual-odd"], "scan": lambda: Scan(192, 16),
+        "scan-8": lambda: Scan(128, 8), "scan-24": lambda: Scan(64, 24), "scan-many": lambda: Scan(780, 16),
+        "scan-odd": lambda: Scan(771, 5)}  # fmt: skip
 
 
 @pytest.mark.parametrize("T", [1024, 1300, 1400, 2048])
@@ -292,3 +300,120 @@ def test_parts_of_wider_tensors(library, case, T):
     library.operator(op.name, call, torch.cuda.current_stream().cuda_stream)
     assert torch.equal(got, y)
     assert torch.equal(state, after)
+
+
+@pytest.mark.parametrize("T", [1, 9, 40, 1100])
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("case", ["dual-130m", "dual-odd", "dual-wide"])
+def test_raw_step_sizes(library, case, kind, T):
+    """StateSpaceDual that makes its step sizes, of which padding has none."""
+    op = CASES[case]()
+    data, pool = op.data(2, T, TYPES[kind]), noise(2, *op.state_shape)
+    raw, bias = noise(2, T, op.H + 3).to(TYPES[kind]), noise(op.H) - 4
+    lengths = [T, T // 2]
+    held = int32(lengths)
+    raw[1, lengths[1] :] = float("nan")
+    dt = torch.nn.functional.softplus(raw[..., : op.H].double() + bias.double()).clamp(0.01, 0.2)
+    expected = []
+    for b, n in enumerate(lengths):
+        items = {k: _f64(v[b : b + 1, :n]) for k, v in data.items()}
+        items["dt"] = _f64(dt[b : b + 1, :n])
+        expected.append(op.expected(items, _f64(pool[b : b + 1])))
+    y = torch.full_like(data["x"], float("nan"))
+    call = op.call((2, T, None, at(held)), CODES[kind], {**data, "dt": raw}, pool, pool, y)
+    steps = native.RawSteps(op.H + 3, 0.01, 0.2, at(bias))
+    library.dual_raw(call, steps, torch.cuda.current_stream().cuda_stream)
+    torch.cuda.synchronize()
+    assert not y[1, lengths[1] :].any()
+    for b, n in enumerate(lengths):
+        close(y[b : b + 1, :n], expected[b][0], max(TOLERANCE[kind], LONG_TOLERANCE if T > 1000 else 0))
+        close(pool[b : b + 1], expected[b][1], LONG_TOLERANCE if T > 1000 else STATE_TOLERANCE)
+
+
+@pytest.mark.parametrize("T", [15, 64, 4096])
+@pytest.mark.parametrize("slow", [1e-5, 1e-3, 1.0, 100.0])
+def test_decays_keep_what_is_small(library, slow, T):
+    """Small steps after large ones, states that remember thousands of items: nothing is lost or drifts."""
+    op = Dual(3, 16, 1, 64)
+    op.A = -torch.tensor([slow, 1.0, 0.3], device="cuda")
+    data, pool = op.data(1, T, torch.float32), noise(1, *op.state_shape)
+    data["dt"][:, ::7] *= 1e4
+    data["x"][:, ::7] = 0
+    expected_y, expected_state = op.expected({k: _f64(v) for k, v in data.items()}, _f64(pool))
+    y, after = run(library, op, "float32", data, pool)
+    for head in range(3):
+        close(y[:, :, head], expected_y[:, :, head], LONG_TOLERANCE)
+        close(after[:, head], expected_state[:, head], LONG_TOLERANCE)
+
+
+def test_values_that_are_not_finite_stay_in_their_call(library):
+    """They reach no earlier call, no other row and no other head."""
+    op = CASES["dual-130m"]()
+    data, pool = op.data(2, 64, torch.float16), noise(2, *op.state_shape)
+    y, after = run(library, op, "float16", data, pool.clone())
+    data["x"][0, 40, 3, 5] = float("nan")
+    spoilt, state = run(library, op, "float16", data, pool.clone())
+    assert spoilt[0, 40:, 3, 5].isnan().all()
+    assert torch.equal(spoilt[0, :32], y[0, :32])
+    spoilt[0, :, 3], state[0, 3] = y[0, :, 3], after[0, 3]
+    assert torch.equal(spoilt, y)
+    assert torch.equal(state, after)
+
+
+@pytest.mark.parametrize("T", [1, 33, 100, 1100])
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [(1536, 16, 48), (68, 16, 16), (40, 5, 64)], ids=str)
+def test_step_sizes_by_a_product(library, kind, shape, T):
+    """SelectiveScan that makes its step sizes: against float64, whatever the number of rows, cut anywhere."""
+    D, N, R = shape
+    op, B, kept = Scan(D, N), 9, R + 2 * N + (-2 * N) % 4
+    data, pool = op.data(B, T, TYPES[kind]), noise(B, *op.state_shape)
+    low, weight = noise(B, T, kept).to(TYPES[kind]), (0.2 * noise(D, R)).to(TYPES[kind])
+    lengths = [T] * (B - 1) + [T // 2]
+
+    def run_low(rows, first, last, state, lengths=None):
+        part = {k: v[rows, first:last].contiguous() for k, v in data.items()}
+        numbers, held = low[rows, first:last].contiguous(), None if lengths is None else int32(lengths)
+        y = torch.full_like(part["x"], float("nan"))
+        call = op.call((len(y), last - first, None, at(held)), CODES[kind], part, state, state, y)
+        steps = native.LowRank(R, kept, at(numbers), at(weight))
+        library.scan_low_rank(call, steps, torch.cuda.current_stream().cuda_stream)
+        torch.cuda.synchronize()
+        return y, state
+
+    low[B - 1, lengths[-1] :] = float("nan")
+    y, after = run_low(slice(None), 0, T, pool.clone(), lengths)
+    assert not y[B - 1, lengths[-1] :].any()
+    for row in (0, B - 1):
+        n = lengths[row]
+        items = {k: _f64(v[row : row + 1, :n]) for k, v in data.items()}
+        items["dt"] = _f64(low[row : row + 1, :n, :R]) @ _f64(weight).T
+        expected_y, expected_state = op.expected(items, _f64(pool[row : row + 1]))
+        close(y[row : row + 1, :n], expected_y, TOLERANCE[kind])
+        close(after[row : row + 1], expected_state, LONG_TOLERANCE)
+    cut, state = T // 3, pool[:1].clone()
+    parts = [run_low(slice(0, 1), first, last, state)[0] for first, last in ((0, cut), (cut, T))]
+    assert torch.equal(torch.cat(parts, 1).view(torch.int16), y[:1].view(torch.int16))
+    assert torch.equal(state, after[:1])
+
+
+@pytest.mark.parametrize("width", [768, 1536, 2048, 100])
+@pytest.mark.parametrize("kind", TYPES)
+def test_norms(library, kind, width):
+    """The residual stream with its norm, with something added and without; the gated norm, with a pitch."""
+    rows, code, stream = 5, CODES[kind], torch.cuda.current_stream().cuda_stream
+    residual, weight = noise(rows, width), noise(width)
+    x, z, added = (noise(rows, n).to(TYPES[kind]) for n in (width, width + 24, width))
+    for term in (None, added):
+        y, got = torch.full_like(x, float("nan")), residual.clone()
+        library.operator(
+            "norm", native.NormCall(rows, width, code, 1e-5, at(got), at(term), at(weight), at(y)), stream
+        )
+        expected = _f64(residual) + (0 if term is None else _f64(term))
+        close(got, expected, STATE_TOLERANCE)
+        close(y, reference.rms_norm(expected, _f64(weight), 1e-5), TOLERANCE[kind])
+    y = torch.full_like(x, float("nan"))
+    call = native.GateNormCall(rows, width, width + 24, code, 1e-5, at(x), at(z), at(weight), at(y))
+    library.operator("gate_norm", call, stream)
+    expected = reference.rms_norm(_f64(x), _f64(weight), 1e-5, gate=_f64(z)[:, :width])
+    close(y, expected, TOLERANCE[kind])
