@@ -10,7 +10,7 @@ RECORDING := examples/audio/speech.wav
 SECONDS ?= 60
 SEED ?= 1
 
-.PHONY: run serve test lint format bench cuda fuzz arm64 clean
+.PHONY: run serve test lint format bench cuda embed embed-test embed-fuzz fuzz arm64 clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -60,6 +60,20 @@ fuzz:  ## the operators under sanitizers, on random shapes and attributes, for S
 	cmake -S . -B build/fuzz -DSTREAMSSM_TESTING=ON -DSTREAMSSM_SANITIZE=address,undefined
 	cmake --build build/fuzz --target streamssm_fuzz -j $(shell nproc)
 	build/fuzz/streamssm_fuzz $(SECONDS) $(SEED)
+
+embed:  ## libstreamssm, the C library, in build/embed; then cmake --install build/embed
+	cmake -S . -B build/embed -DSTREAMSSM_EMBED=ON -DSTREAMSSM_CUDA=OFF
+	cmake --build build/embed -j $(shell nproc)
+
+embed-test: $(VENV)/.development  ## libstreamssm against the Python runtime, sanitizers, valgrind, a minute of fuzzing
+	$(BIN)/python -m pytest -n 0 -m 'slow or not slow' tests/embed
+
+embed-fuzz:  ## what libstreamssm reads, damaged at random, for SECONDS from SEED on
+	cmake -S . -B build/embed-address -DSTREAMSSM_EMBED=ON -DSTREAMSSM_EMBED_TESTS=ON -DSTREAMSSM_CUDA=OFF \
+	  -DSTREAMSSM_SANITIZE=address,undefined
+	cmake --build build/embed-address --target embed_fuzz -j $(shell nproc)
+	build/embed-address/kernels/embed/embed_fuzz streamssm/models/vad.onnx \
+	  "$$(ls $(VENV)/lib/python*/site-packages/onnxruntime/capi/libonnxruntime.so.1*)" $(SECONDS) $(SEED)
 
 arm64:  ## the native kernels and operators on emulated arm64; Debian, as root, about half an hour
 	sh kernels/arm64.sh
