@@ -41,6 +41,10 @@ class CheckFailedError(Exception):
     """A case that breaks the promise; its text says which and where."""
 
 
+class CheckSkipped(Exception):  # noqa: N818
+    """There is nothing to check; its text says why."""
+
+
 @dataclass
 class Subject:
     """A model under test, with the input, its whole output, and the source of random draws."""
@@ -60,6 +64,12 @@ class Subject:
     def few(self) -> int:
         """Cases of the checks that take a point rather than a whole split."""
         return max(1, self.splits // 5)
+
+    @property
+    def dtype(self) -> str:
+        """What products are computed in: that of the weights, unless the backend rounds them further."""
+        rounded = getattr(self.model.backend.kernels, "precision", "float32")
+        return self.model.manifest.weights.dtype if rounded == "float32" else str(rounded)
 
     def stream(self) -> Stream:
         """A fresh stream at the block under test."""
@@ -101,8 +111,7 @@ class Subject:
             if seen.shape != wanted.shape:
                 raise CheckFailedError(f"{what}: {name} has shape {seen.shape}, expected {wanted.shape}")
             largest, relative = tolerance.error(seen, wanted)
-            manifest = self.model.manifest
-            if not tolerance.within(seen, wanted, manifest.weights.dtype, manifest.rounding):
+            if not tolerance.within(seen, wanted, self.dtype, self.model.manifest.rounding):
                 raise CheckFailedError(f"{what}: {name} is off by {largest:.3g} ({relative:.3g} relative)")
             worst = max(worst, relative)
         return worst
@@ -146,6 +155,8 @@ def _run(name: str, check: Callable[[Subject], tuple[int, str] | None], subject:
         outcome = check(subject)
     except CheckFailedError as error:
         return Check(name, "fail", 0, str(error))
+    except CheckSkipped as why:
+        return Check(name, "skip", 0, str(why))
     except StreamSSMError as error:
         return Check(name, "fail", 0, f"{type(error).__name__}: {error}")
     if outcome is None:
@@ -198,17 +209,25 @@ def _empty(subject: Subject) -> tuple[int, str]:
 
 
 def _blocks(subject: Subject) -> tuple[int, str]:
-    hop = subject.model.manifest.input.hop
-    largest = max(1, len(subject.x) // hop)
-    drawn = subject.rng.integers(1, largest + 1, size=subject.few)
-    counts = {1, 2, largest, *map(int, drawn)}
-    sizes = sorted({hop * count for count in counts} - {subject.block})
-    worst = 0.0
+    sizes, worst = sorted(_sizes(subject) - {subject.block}), 0.0
+    if not sizes:
+        raise CheckSkipped(f"it was built for blocks of {subject.block} alone")
     for done, size in enumerate(sizes):
         subject.progress("blocks", done, len(sizes))
         found = by_name(subject.model.manifest, subject.model.scan(subject.x, block=size))
         worst = max(worst, subject.close(found, subject.whole, f"block {size}"))
     return len(sizes), f"blocks {_brief(sizes)}, largest relative error {worst:.2g}"
+
+
+def _sizes(subject: Subject) -> set[int]:
+    """Blocks to compare: all that an engine was built for; else the extremes, and some drawn."""
+    built = getattr(subject.model.backend, "blocks", None)
+    if built is not None:
+        return set(built)
+    hop = subject.model.manifest.input.hop
+    largest = max(1, len(subject.x) // hop)
+    drawn = subject.rng.integers(1, largest + 1, size=subject.few)
+    return {hop * count for count in {1, 2, largest, *map(int, drawn)}}
 
 
 def _reset(subject: Subject) -> tuple[int, str]:
@@ -255,7 +274,11 @@ def _fork(subject: Subject) -> tuple[int, str]:
 
 def _batch(subject: Subject) -> tuple[int, str]:
     manifest, worst = subject.model.manifest, 0.0
-    for rows in (2, 3):
+    most = getattr(subject.model.backend, "most_rows", 3)
+    batches = [rows for rows in (2, 3) if rows <= most]
+    if not batches:
+        raise CheckSkipped("it was built for one sequence at once")
+    for rows in batches:
         others = [draw_input(manifest, len(subject.x), subject.rng) for _ in range(rows - 1)]
         stream = subject.model.stream(block=subject.block, batch=rows)
         x = np.stack([*others, subject.x])
@@ -265,7 +288,8 @@ def _batch(subject: Subject) -> tuple[int, str]:
         for row, single in enumerate(singles):
             part = {name: y[row] for name, y in found.items()}
             worst = max(worst, subject.close(part, single, f"row {row} of a batch of {rows}"))
-    return 2, f"batches of 2 and 3, largest relative error {worst:.2g}"
+    said = " and ".join(map(str, batches))
+    return len(batches), f"batches of {said}, largest relative error {worst:.2g}"
 
 
 def _refusal(subject: Subject) -> tuple[int, str]:

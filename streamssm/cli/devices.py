@@ -60,7 +60,7 @@ def _backends() -> list[dict[str, str]]:
     """Each backend, and how it stands with it."""
     from streamssm import backends
 
-    states = {"cpu": _cpu, "cuda": _cuda}
+    states = {"cpu": _cpu, "cuda": _cuda, "tensorrt": _tensorrt}
     return [
         {"name": name, "state": states[name]() if name in states else ""}
         for name in backends.names()
@@ -89,6 +89,25 @@ def _cuda() -> str:
 
     why = unavailable()
     return "usable" if why is None else f"not usable: {why}"
+
+
+def _tensorrt() -> str:
+    """Which engines run here: those for this GPU, by what is installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from streamssm.tensorrt.local import compute_capability
+
+    installed = []
+    for package in ("tensorrt", "tensorrt-rtx"):
+        try:
+            installed.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    sm = compute_capability()
+    if sm is None:
+        return "not usable: there is no NVIDIA GPU"
+    what = " and ".join(installed) or "none of tensorrt and tensorrt-rtx, as far as pip knows"
+    return f"engines for sm_{sm}, with {what}"
 
 
 def _print(found: dict[str, Any]) -> None:

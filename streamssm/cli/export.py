@@ -1,4 +1,5 @@
-"""``streamssm export``: a model from a config and weights, or from a checkpoint folder, to a file."""
+"""``streamssm export``: a model from a config and weights, or from a checkpoint folder, to a file; or from a
+file to engines."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
+from streamssm.cli.export_engine import check_engine_options, engine_options, export_engines, split_options
 from streamssm.cli.quantize import quantise_options
 
 if TYPE_CHECKING:
@@ -18,8 +20,21 @@ _TYPES = ("float32", "int8", "int4")
 
 
 @click.command()
-@click.argument("config", type=_FILE, metavar="CONFIG|FOLDER")
-@click.option("-o", "--output", type=_FILE, required=True, help="The .onnx file to write.")
+@click.argument("config", type=_FILE, metavar="CONFIG|FOLDER|MODEL")
+@click.option(
+    "-o",
+    "--output",
+    type=_FILE,
+    help="The .onnx file to write; of engines, the folder. [default of engines: NAME.TARGET]",
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["onnx", "tensorrt"]),
+    default="onnx",
+    show_default=True,
+    help="What to write: a model, or engines of a model for a GPU.",
+)
 @click.option(
     "--weights",
     multiple=True,
@@ -39,11 +54,16 @@ _TYPES = ("float32", "int8", "int4")
     help="What tokens stand for. Default: a checkpoint's tokenizer.json, if it has one.",
 )
 @click.option("--name", help="The model's name. Default: the config's, else the file's.")
-@click.option("--block", type=click.IntRange(min=1), help="Default items per backend call.")
+@click.option(
+    "--block",
+    metavar="N[,N...]",
+    help="Default items per backend call; of engines, every number of items they are built for.",
+)
 @click.option("--description", help="One line about the model.")
 @click.option("--license", "license_", help="Licence of the weights, as an SPDX name.")
 @quantise_options
-def export(config: Path, output: Path, weights: tuple[str, ...], report: Path | None, **given: Any) -> None:
+@engine_options
+def export(config: Path, output: Path | None, format_: str, block: str | None, **given: Any) -> None:
     """Build the model that CONFIG (JSON or TOML) describes, or open the checkpoint in FOLDER
     (config.json with safetensors or pytorch_model.bin, of transformers or state-spaces), and write it
     as one .onnx file.
@@ -51,7 +71,25 @@ def export(config: Path, output: Path, weights: tuple[str, ...], report: Path | 
     The file is compared with the float64 model before it is put in place; the errors measured
     are printed and kept in the file. With --weights int8 or int4 it is then quantised, as
     'streamssm quantize' does. Needs the extra: pip install 'streamssm[export]'.
+
+    With --format tensorrt, build engines of MODEL (.onnx, or a built-in name) for a GPU. GeForce cards from
+    the RTX 20 series on need not be here: pip install 'streamssm[rtx]'. For a Jetson a bundle is written,
+    with all that builds the engine there.
     """
+    engine, model = split_options(given)
+    check_engine_options(format_, engine, model)
+    if format_ == "tensorrt":
+        export_engines(config, output, block, **engine)
+        return
+    if output is None:
+        raise click.UsageError("Missing option '-o' / '--output'.")
+    _export_model(config, output, block=_whole(block), **model)
+
+
+def _export_model(
+    config: Path, output: Path, weights: tuple[str, ...], report: Path | None, **given: Any
+) -> None:
+    """Write a model file."""
     from streamssm.cli.output import check_distinct, check_writable
 
     state_dict, stored = _split_weights(weights)
@@ -73,6 +111,19 @@ def export(config: Path, output: Path, weights: tuple[str, ...], report: Path | 
         whole = Path(folder) / output.name  # of the same name, which may become the model's
         write(whole)
         quantise_file(whole, output, weights=stored, report=report, **quantising)
+
+
+def _whole(block: str | None) -> int | None:
+    """The one block of a model.
+
+    Raises:
+        UsageError: it is no positive number.
+    """
+    if block is None:
+        return None
+    if not block.isdecimal() or int(block) < 1:
+        raise click.UsageError(f"Invalid value for '--block': {block!r} is no positive number of items.")
+    return int(block)
 
 
 def _writer(

@@ -20,12 +20,19 @@ if TYPE_CHECKING:
 def info(model: str, as_json: bool) -> None:
     """Show what goes into MODEL, what comes out, what a stream remembers, and where it is from.
 
-    The file is read and its hash verified, but not run: no backend is needed.
+    The file is read and its hash verified, but not run: no backend is needed. Of an engine folder or a
+    bundle it shows what it was built for, and whether it fits this machine.
     """
     from streamssm.model import find
     from streamssm.onnx_file import read_model_file
 
-    file = read_model_file(find(model))
+    path = find(model)
+    if path.is_dir():
+        from streamssm.cli.info_engine import show_folder
+
+        show_folder(path, as_json)
+        return
+    file = read_model_file(path)
     if as_json:
         _print_json(file)
     else:
