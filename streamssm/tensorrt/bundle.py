@@ -42,6 +42,8 @@ from streamssm.tensorrt.folder import (
     Profile,
     bound_states,
     file_digest,
+    is_engine_file,
+    put_in_place,
 )
 from streamssm.tensorrt.opening import source_of
 from streamssm.tensorrt.verify import BOUNDS
@@ -107,6 +109,10 @@ class Bundle:
     def cross_built(self) -> bool:
         """Whether the plugins are there as a library too."""
         return PLUGINS in self.record.files
+
+
+#: what building leaves in a bundle, beside the files of an engine folder
+_BUILT = {"__pycache__", "build", "plugins", "timing.cache"}
 
 
 def is_bundle(path: str | os.PathLike[str]) -> bool:
@@ -197,7 +203,7 @@ def write_bundle(
         made.mkdir(parents=True)
         _fill(made, file, target, calls, precision, plugins)
         open_bundle(made)
-        _put_in_place(made, aim)
+        put_in_place(made, aim)
     except OSError as error:
         raise OutputError(f"{output} cannot be written: {error.strerror or error}") from error
     finally:
@@ -229,24 +235,22 @@ def _fill(
 
 
 def _check_replaceable(path: Path) -> None:
+    """Refuse to write over anything but a bundle, built or not, for all that is in the folder goes."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise OutputError(f"{path} is no folder; name one that does not exist yet")
-    if path.is_dir() and not is_bundle(path) and any(path.iterdir()):
-        raise OutputError(f"{path} is a folder of something else; name one that does not exist yet")
-
-
-def _put_in_place(made: Path, aim: Path) -> None:
-    """Rename over what is there, which is gone only when the new one is in its place."""
-    old = made.with_name(made.name + ".old")
-    if aim.exists():
-        os.rename(aim, old)
+    found = sorted(path.iterdir()) if path.exists() else []
+    if not found:
+        return
     try:
-        os.rename(made, aim)
-    except OSError:
-        if old.exists():
-            os.rename(old, aim)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        ours = {Path(name).parts[0] for name in _read_record(path / RECORD).files} | {RECORD} | _BUILT
+    except ModelFileError:  # of another program, or damaged
+        ours = set()
+    foreign = [entry.name for entry in found if entry.name not in ours and not is_engine_file(entry)]
+    if foreign or not ours:
+        name = (foreign or [found[0].name])[0]
+        raise OutputError(
+            f"{path} is a folder of something else, with {name}; name one that does not exist yet"
+        )
 
 
 def _files(folder: Path) -> Iterator[Path]:

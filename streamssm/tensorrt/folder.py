@@ -225,7 +225,7 @@ def write_folder(
         (made / RECORD).write_bytes(encode_record(record))
         found = open_folder(made)
         check_replaceable(target)  # building takes minutes, in which something may have been put there
-        _put_in_place(made, target)
+        put_in_place(made, target)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
@@ -245,7 +245,7 @@ def check_replaceable(path: Path) -> None:
         found = sorted(path.iterdir()) if path.exists() else []
     except OSError as error:
         raise OutputError(f"{path} cannot be read: {error.strerror or error}") from error
-    foreign = [entry.name for entry in found if not _is_ours(entry)]
+    foreign = [entry.name for entry in found if not is_engine_file(entry)]
     if foreign or (found and not is_engine_folder(path)):
         name = (foreign or [found[0].name])[0]
         raise OutputError(
@@ -253,7 +253,7 @@ def check_replaceable(path: Path) -> None:
         )
 
 
-def _is_ours(entry: Path) -> bool:
+def is_engine_file(entry: Path) -> bool:
     """Whether it may be a file of an engine folder. One whose engine.json is damaged may be replaced, one of
     that name that another program wrote may not."""
     if entry.is_symlink() or not entry.is_file():
@@ -271,7 +271,7 @@ def _is_json(data: bytes) -> bool:
     return False
 
 
-def _put_in_place(made: Path, target: Path) -> None:
+def put_in_place(made: Path, target: Path) -> None:
     """Rename over what is there; a reader sees the old folder, none for a moment, or the new one."""
     old = made.with_name(made.name + ".old")
     if target.exists():

@@ -111,6 +111,18 @@ def test_nothing_else_is_overwritten(file, tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "all of it"
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "results", RECORD])
+def test_what_lies_beside_a_bundle_is_not_lost(bundle, file, name):
+    """A bundle is replaced, but not what else was put there, nor what another program calls the same."""
+    if name == "results":
+        (bundle / name).mkdir()
+    else:
+        (bundle / name).write_text('{"mine": true}')
+    with pytest.raises(OutputError, match=f"something else, with {'README.md' if name == RECORD else name}"):
+        write_bundle(file, find_target("thor"), bundle, calls_for(file.manifest))
+    assert (bundle / name).exists()
+
+
 def test_it_is_written_over_an_older_one(bundle, file):
     write_bundle(file, find_target("thor"), bundle, calls_for(file.manifest), plugins=False)
     assert open_bundle(bundle).record.engine.target == "thor"
