@@ -62,7 +62,7 @@ template <class Options>
 Options options_or_default(const Options* given) {
   Options options{};
   if (given == nullptr) return options;
-  if (given->size < sizeof(size_t) || given->size > 4096)
+  if (given->size < sizeof(size_t) || given->size > 4096 || given->size % alignof(Options) != 0)
     fail(STREAMSSM_ERROR_ARGUMENT, "options.size is ", given->size, ", not sizeof of the struct, which is ",
          sizeof(Options));
   std::memcpy(&options, given, given->size < sizeof(Options) ? given->size : sizeof(Options));

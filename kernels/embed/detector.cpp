@@ -11,11 +11,19 @@ const EventRule& rule_of(const Model& model) {
   return *model.manifest().events;
 }
 
+// A product of a file's numbers; half of what fits, so that it may be doubled.
+__int128 product(__int128 a, __int128 b) {
+  __int128 made;
+  if (__builtin_mul_overflow(a, b, &made) || made > (__int128(1) << 125))
+    fail(STREAMSSM_ERROR_FILE, "the rate, the ratio and the event rule of the manifest have too many digits");
+  return made;
+}
+
 // The least number of frames, one or more, that lasts at least so many seconds.
 int64_t frames_at_least(double seconds, Fraction rate) {
   const Fraction duration = exact(seconds);
-  const __int128 up = duration.up * rate.up, down = duration.down * rate.down;
-  return std::max<int64_t>(1, int64_t((up + down - 1) / down));
+  const __int128 up = product(duration.up, rate.up), down = product(duration.down, rate.down);
+  return int64_t(std::clamp<__int128>((up + down - 1) / down, 1, INT64_MAX));
 }
 
 }  // namespace
@@ -31,7 +39,8 @@ Detector::Detector(std::shared_ptr<const Model> model)
   unit.up = 1;
   if (model_->manifest().input.rate) {
     unit = rate_ = exact(*model_->manifest().input.rate);
-    unit.up = rate_.up *= output.up, unit.down = rate_.down *= output.down;
+    unit.up = rate_.up = product(rate_.up, output.up);
+    unit.down = rate_.down = product(rate_.down, output.down);
   }
   min_on_ = frames_at_least(rule_.min_on, unit), min_off_ = frames_at_least(rule_.min_off, unit);
 }

@@ -1,5 +1,6 @@
 #include "folding.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -50,9 +51,8 @@ Constant filled(const Node& node, const Tensor& shape) {
   }
   if (shape.type != kInt64) return nullptr;
   out.dims = shape.integers();
-  int64_t count = 1;
-  for (const int64_t size : out.dims)
-    if (size < 0 || __builtin_mul_overflow(count, size, &count) || count > kMostFilled) return nullptr;
+  const int64_t count = count_of(out.dims);
+  if (count < 0 || count > kMostFilled) return nullptr;
   out.own = std::make_shared<std::string>();
   for (int64_t i = 0; i < count; ++i) *out.own += item;
   out.data = out.own->data();
@@ -87,6 +87,16 @@ size_t item_size(int64_t type) {
     case kHalf: return 2;
     default: return 0;
   }
+}
+
+int64_t count_of(const Shape& dims) {
+  int64_t step = 1;
+  bool empty = false;
+  for (const int64_t size : dims) {
+    if (size < 0 || __builtin_mul_overflow(step, std::max<int64_t>(size, 1), &step)) return -1;
+    empty |= size == 0;
+  }
+  return empty ? 0 : step;
 }
 
 void set_strides(Tensor& tensor) {

@@ -10,6 +10,9 @@ namespace streamssm::embed {
 // Bytes of a number of this type; 0 of one that is unknown here.
 size_t item_size(int64_t type);
 
+// The number of values in a shape; -1 where it, or a stride, does not fit 64 bits: also of an empty one.
+int64_t count_of(const Shape& dims);
+
 // The strides of a tensor whose values lie one after the other.
 void set_strides(Tensor& tensor);
 

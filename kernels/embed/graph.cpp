@@ -209,10 +209,8 @@ Constant Graph::tensor(Bytes message, bool side) const {
     if (has_floats && out.type != kFloat) return nullptr;
     raw = *out.own;
   }
-  int64_t count = 1;
-  for (const int64_t size : out.dims)
-    if (size < 0 || __builtin_mul_overflow(count, size, &count)) return nullptr;
-  if (uint64_t(count) != raw.size() / item) return nullptr;
+  const int64_t count = count_of(out.dims);
+  if (count < 0 || uint64_t(count) != raw.size() / item) return nullptr;
   out.data = raw.data();
   set_strides(out);
   return std::make_shared<Tensor>(std::move(out));

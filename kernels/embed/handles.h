@@ -44,10 +44,11 @@ void close_handle(H* handle) noexcept {
   handle->mark = 0;
   handle->object.reset();
 #if defined(STREAMSSM_DEBUG)
-  static std::mutex mutex;
-  static std::vector<std::unique_ptr<H>> closed;
-  const std::lock_guard<std::mutex> lock(mutex);
   try {
+    // never destroyed: globals of the program may close theirs when it ends
+    static auto& mutex = *new std::mutex;
+    static auto& closed = *new std::vector<std::unique_ptr<H>>;
+    const std::lock_guard<std::mutex> lock(mutex);
     closed.emplace_back(handle);
   } catch (const std::bad_alloc&) {  // it stays where it is
   }

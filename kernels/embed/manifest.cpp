@@ -278,7 +278,8 @@ Manifest decode_manifest(Bytes json) {
     manifest.outputs.push_back(read_output(output, manifest.input.hop));
   for (const Json& state : at.required_list("states")) {
     manifest.states.push_back(read_state(state));
-    manifest.state_bytes += manifest.states.back().nbytes();
+    if (__builtin_add_overflow(manifest.state_bytes, manifest.states.back().nbytes(), &manifest.state_bytes))
+      fail(kBad, "the states of the manifest are too large");
   }
   manifest.block = at.integer("block");
   manifest.lookahead = at.integer("lookahead", 0), manifest.parameters = at.integer("parameters", 0);

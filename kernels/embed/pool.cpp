@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <tuple>
+#include <utility>
 
 namespace streamssm::embed {
 namespace {
@@ -11,16 +12,27 @@ namespace {
 // second level of cache. The same number as in Python, for the same bytes.
 constexpr int64_t kRows = 32;
 constexpr size_t kMostSlots = 1 << 20;
+constexpr int64_t kMostBytes = int64_t(1) << 46, kMostLimit = int64_t(1) << 56;
 
 using Lock = std::lock_guard<std::mutex>;
 
-int64_t checked_limit(const Model& model, int64_t block, int64_t limit) {
+int64_t checked_limit(int64_t block, int64_t limit) {
   if (limit == 0) limit = 8 * block;
   if (limit < block)
     fail(STREAMSSM_ERROR_ARGUMENT, "limit = ", limit, " items is less than a block of ", block,
          ": no step would run");
-  return times(limit, std::max<int64_t>(model.manifest().input.width, 1), "limit") /
-         std::max<int64_t>(model.manifest().input.width, 1);
+  if (limit > kMostLimit) fail(STREAMSSM_ERROR_ARGUMENT, "limit = ", limit, " items is too large");
+  return limit;
+}
+
+// Bytes of the rings of all slots: the caller's numbers times those of the file.
+size_t ring_bytes(size_t slots, int64_t capacity, int64_t item) {
+  int64_t bytes;
+  if (__builtin_mul_overflow(capacity, item, &bytes) ||
+      __builtin_mul_overflow(bytes, int64_t(slots), &bytes) || bytes > kMostBytes)
+    fail(STREAMSSM_ERROR_ARGUMENT, "limit = ", capacity, " items, look-ahead included, is too large for ",
+         slots, " slots");
+  return size_t(bytes);
 }
 
 size_t checked_slots(size_t slots) {
@@ -35,12 +47,12 @@ Pool::Pool(std::shared_ptr<const Model> model, size_t slots, int64_t block, int6
            bool allow_nonfinite)
     : model_(std::move(model)),
       block_(block),
-      limit_(checked_limit(*model_, block, limit)),
+      limit_(checked_limit(block, limit)),
       item_(manifest().input.width * bytes_of(manifest().input.dtype)),
       rows_(std::min(int64_t(checked_slots(slots)), kRows)),
       rule_(manifest().input, allow_nonfinite),
       capacity_(limit_ + block + manifest().lookahead + manifest().input.hop),
-      rings_(slots * size_t(times(capacity_, item_, "limit"))),
+      rings_(ring_bytes(slots, capacity_, item_)),
       slots_(slots),
       common_(std::make_unique<Lane>(*model_, block, rows_)) {
   for (size_t first = 0; first < slots; first += size_t(rows_))
@@ -187,10 +199,27 @@ SavedView Pool::view(size_t index) {
 void Pool::step() {
   const Lock states(states_);
   results_.clear();
+  failure_ = nullptr;
   choose();
   run_lanes();
   run_copies();
   run_last();
+  if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+}
+
+// Runs `work` for the slots in `some_`. Where it throws, the other runs of the step go on: one stream that
+// cannot run must not stop those it does not run with. The first failure is told at the end.
+template <class Work>
+void Pool::attempt(const Work& work) {
+  try {
+    work();
+  } catch (const Error& error) {
+    if (!failure_)
+      failure_ = std::make_exception_ptr(Error(
+          error.status, say("slots ", some_.front(), " to ", some_.back(), " in one run: ", error.what())));
+  } catch (...) {
+    if (!failure_) failure_ = std::current_exception();
+  }
 }
 
 // Slots with a whole block, and those at their end with less.
@@ -216,14 +245,17 @@ void Pool::run_lanes() {
       scattered_.insert(scattered_.end(), some_.begin(), some_.end());
       continue;
     }
-    fill_in(some_, some_rows_, block_);
-    lanes_[lane]->step();
-    for (size_t i = 0; i < some_.size(); ++i) {
-      for (size_t k = 0; k < frames_.size(); ++k)
-        frames_[k] =
-            lanes_[lane]->y(k) + some_rows_[i] * lanes_[lane]->frames(k) * manifest().outputs[k].width;
-      deliver(some_[i], block_, frames_);
-    }
+    attempt([&] { run_lane(*lanes_[lane]); });
+  }
+}
+
+void Pool::run_lane(Lane& lane) {
+  fill_in(some_, some_rows_, block_);
+  lane.step();
+  for (size_t i = 0; i < some_.size(); ++i) {
+    for (size_t k = 0; k < frames_.size(); ++k)
+      frames_[k] = lane.y(k) + some_rows_[i] * lane.frames(k) * manifest().outputs[k].width;
+    deliver(some_[i], block_, frames_);
   }
 }
 
@@ -231,18 +263,22 @@ void Pool::run_copies() {
   for (size_t first = 0; first < scattered_.size(); first += size_t(rows_)) {
     some_.assign(scattered_.begin() + int64_t(first),
                  scattered_.begin() + int64_t(std::min(first + size_t(rows_), scattered_.size())));
-    bring(some_);
-    fill_in(some_, some_rows_, block_);
-    common_->step();
-    for (size_t i = 0; i < some_.size(); ++i) {
-      Lane& lane = lane_of(some_[i]);
-      for (size_t k = 0; k < manifest().states.size(); ++k)
-        std::memcpy(state(lane, k, row_of(some_[i])), state(*common_, k, int64_t(i)),
-                    size_t(lane.state_bytes(k)));
-      for (size_t k = 0; k < frames_.size(); ++k)
-        frames_[k] = common_->y(k) + int64_t(i) * common_->frames(k) * manifest().outputs[k].width;
-      deliver(some_[i], block_, frames_);
-    }
+    attempt([&] { run_copy(); });
+  }
+}
+
+void Pool::run_copy() {
+  bring(some_);
+  fill_in(some_, some_rows_, block_);
+  common_->step();
+  for (size_t i = 0; i < some_.size(); ++i) {
+    Lane& lane = lane_of(some_[i]);
+    for (size_t k = 0; k < manifest().states.size(); ++k)
+      std::memcpy(state(lane, k, row_of(some_[i])), state(*common_, k, int64_t(i)),
+                  size_t(lane.state_bytes(k)));
+    for (size_t k = 0; k < frames_.size(); ++k)
+      frames_[k] = common_->y(k) + int64_t(i) * common_->frames(k) * manifest().outputs[k].width;
+    deliver(some_[i], block_, frames_);
   }
 }
 
@@ -256,19 +292,24 @@ void Pool::run_last() {
     for (; first < last_.size() && slots_[last_[first]].items == items && some_.size() < size_t(rows_);
          ++first)
       some_.push_back(last_[first]);
-    std::vector<std::vector<float>> made;
-    if (items > 0) {
-      bring(some_);
-      fill_in(some_, some_rows_, items);
-      made = common_->step_short(items);
-    }
-    for (size_t i = 0; i < some_.size(); ++i) {
-      for (size_t k = 0; k < frames_.size(); ++k)
-        frames_[k] = items == 0 ? nullptr
-                                : made[k].data() + int64_t(i) * model_->frames()[k].raw(items) *
-                                                       manifest().outputs[k].width;
-      deliver(some_[i], items, frames_);
-    }
+    attempt([&] { run_short(items); });
+  }
+}
+
+void Pool::run_short(int64_t items) {
+  std::vector<std::vector<float>> made;
+  if (items > 0) {
+    bring(some_);
+    fill_in(some_, some_rows_, items);
+    made = common_->step_short(items);
+  }
+  for (size_t i = 0; i < some_.size(); ++i) {
+    for (size_t k = 0; k < frames_.size(); ++k)
+      frames_[k] =
+          items == 0
+              ? nullptr
+              : made[k].data() + int64_t(i) * model_->frames()[k].raw(items) * manifest().outputs[k].width;
+    deliver(some_[i], items, frames_);
   }
 }
 

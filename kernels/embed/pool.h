@@ -10,6 +10,7 @@
 // second only, so it does not wait for a step.
 #pragma once
 
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -31,8 +32,8 @@ class Pool {
   void flush(size_t slot);
   size_t ready();
   int64_t waiting(size_t slot);
-  // Results hold until the next call but push, waiting and ready; those of a step that throws are those
-  // before.
+  // Results hold until the next call but push, waiting and ready. Where runs fail, the others are made all
+  // the same, and the first failure is thrown.
   void step();
   const std::vector<streamssm_result>& results() const { return results_; }
   // Calls use(writer) with the snapshot of a slot.
@@ -70,9 +71,14 @@ class Pool {
   void bring(const std::vector<size_t>& slots);
 
   void choose();
+  template <class Work>
+  void attempt(const Work& work);
   void run_lanes();
+  void run_lane(Lane& lane);
   void run_copies();
+  void run_copy();
   void run_last();
+  void run_short(int64_t items);
   void fill_in(const std::vector<size_t>& slots, const std::vector<int64_t>& rows, int64_t items);
   void deliver(size_t slot, int64_t items, const std::vector<const float*>& frames);
 
@@ -92,6 +98,8 @@ class Pool {
   std::vector<streamssm_result> results_;
   std::vector<streamssm_frames> result_frames_;    // of each slot, one for each output
   std::vector<std::vector<float>> result_memory_;  // of each output, a block of frames for each slot
+
+  std::exception_ptr failure_;  // the first of this step
 
   std::mutex states_, waiting_;
 };

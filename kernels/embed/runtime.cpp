@@ -90,7 +90,11 @@ void log(int level, const std::string& text) noexcept {
     const std::lock_guard<std::mutex> lock(logger_lock);
     function = logger_function, user = logger_user;
   }
-  if (function != nullptr) function(user, level, text.c_str());
+  if (function == nullptr) return;
+  try {
+    function(user, level, text.c_str());
+  } catch (...) {  // a logger in C++ that throws: nobody here may
+  }
 }
 
 std::shared_ptr<Runtime> Runtime::open(const char* path) {
@@ -105,7 +109,9 @@ std::shared_ptr<Runtime> Runtime::open(const char* path) {
   return runtime;
 }
 
-Runtime::Runtime(const OrtApiBase* base) : base_(base), version_(base->GetVersionString()) {
+Runtime::Runtime(const OrtApiBase* base) : base_(base) {
+  if (base == nullptr) fail(STREAMSSM_ERROR_RUNTIME, "this ONNX Runtime gives no interface");
+  version_ = base->GetVersionString();
   char* rest = nullptr;
   major_ = int(std::strtol(version_.c_str(), &rest, 10));
   if (*rest == '.') minor_ = int(std::strtol(rest + 1, nullptr, 10));

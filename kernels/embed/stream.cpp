@@ -69,6 +69,7 @@ void Stream::require_room(const std::vector<int64_t>& needed, streamssm_frames* 
 }
 
 void Stream::push(const void* items, size_t count, streamssm_frames* outputs) {
+  for (size_t i = 0; i < needed_.size(); ++i) outputs[i].count = 0;  // no count of an earlier call
   if (ended_) fail(STREAMSSM_ERROR_ENDED, "the stream ended at item ", position_, "; reset it to start anew");
   if (count > size_t(INT64_MAX / 4) / size_t(std::max<int64_t>(item_, 1)) ||
       int64_t(count) > INT64_MAX / 4 - position_)

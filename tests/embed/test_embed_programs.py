@@ -54,10 +54,13 @@ def test_everything_once(built: Path, runtime: Path, program: str) -> None:
 
 
 @pytest.mark.parametrize("kernels", [0, 1])
-def test_a_push_allocates_nothing(built: Path, runtime: Path, kernels: int) -> None:
-    folder = built / "kernels/embed"
+@pytest.mark.parametrize("name", ["vad", "audio", "sensor"])
+def test_a_push_allocates_nothing(
+    built: Path, runtime: Path, exported: dict[str, Path], name: str, kernels: int
+) -> None:
+    folder, path = built / "kernels/embed", exported.get(name, VAD)
     environment = os.environ | {"LD_PRELOAD": str(folder / "libembed_alloc_hook.so")}
-    said = run(folder / "embed_allocations", VAD, runtime, kernels, env=environment)
+    said = run(folder / "embed_allocations", path, runtime, kernels, env=environment)
     counts = {
         Path(name).name: int(count) for count, name in (line.split(" ", 1) for line in said.splitlines())
     }
@@ -243,8 +246,9 @@ def test_the_readmes_program_compiles(tmp_path: Path) -> None:
     blocks = []
     for page in (ROOT / "README.md", ROOT / "docs/embedding.md"):
         found = re.findall(r"```(c|cpp)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-        blocks += [(language, text) for language, text in found if "streamssm" in text]
-    assert blocks
+        ours = [(language, text) for language, text in found if "streamssm" in text]
+        assert ours, f"{page.name} has no program"
+        blocks += ours
     for number, (language, text) in enumerate(blocks):
         source = tmp_path / f"block{number}.{language}"
         source.write_text(text)

@@ -232,8 +232,8 @@ STREAMSSM_API size_t streamssm_pool_ready(streamssm_pool *pool);
 STREAMSSM_API int64_t streamssm_pool_waiting(streamssm_pool *pool, size_t slot);
 
 /* Run one block of every stream that has one. `results` holds until the next call of a function of this pool
- * other than _push, _waiting and _ready. If a run fails, the streams in it are as they were; the results of
- * those before it are there, beside the status. */
+ * other than _push, _waiting and _ready. Where a run fails, the streams in it are as they were; the others
+ * run, and their results are there beside the status. */
 STREAMSSM_API streamssm_status streamssm_pool_step(streamssm_pool *pool, const streamssm_result **results,
                                                    size_t *count);
 STREAMSSM_API streamssm_status streamssm_pool_save(streamssm_pool *pool, size_t slot, void *memory,

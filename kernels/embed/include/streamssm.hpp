@@ -23,7 +23,8 @@ namespace streamssm {
 
 class Error : public std::runtime_error {
  public:
-  explicit Error(streamssm_status status) : std::runtime_error(streamssm_message()), status(status) {}
+  explicit Error(streamssm_status status) : Error(status, streamssm_message()) {}
+  Error(streamssm_status status, const std::string& text) : std::runtime_error(text), status(status) {}
   const streamssm_status status;
 };
 
@@ -60,6 +61,20 @@ struct Close {
 template <class Handle, void (*close)(Handle*)>
 using Owner = std::unique_ptr<Handle, Close<Handle, close>>;
 
+// Where the library is another one than this header's, its structs may be others too.
+inline void check_abi() {
+  if (streamssm_abi() != STREAMSSM_ABI)
+    throw Error(STREAMSSM_ERROR_ARGUMENT, "this program was compiled for another version of libstreamssm");
+}
+
+// `size` numbers as items of `width`: all of them, or none.
+inline size_t items_of(size_t size, size_t width) {
+  if (width == 0 || size % width != 0)
+    throw Error(STREAMSSM_ERROR_ARGUMENT, std::to_string(size) + " numbers are no whole items of " +
+                                              std::to_string(width));
+  return size / width;
+}
+
 // The bytes that save(memory, room, &bytes) writes.
 template <class Save>
 std::vector<uint8_t> saved(const Save& save) {
@@ -77,12 +92,14 @@ class Model {
  public:
   explicit Model(const std::string& path, streamssm_options options = {}) {
     streamssm_model* model;
+    detail::check_abi();
     options.size = sizeof options;
     check(streamssm_open(path.c_str(), &options, &model));
     handle_.reset(model);
   }
   Model(Span<const uint8_t> file, streamssm_options options = {}) {
     streamssm_model* model;
+    detail::check_abi();
     options.size = sizeof options;
     check(streamssm_open_memory(file.data(), file.size(), &options, &model));
     handle_.reset(model);
@@ -122,14 +139,22 @@ class Stream {
 
   // Into memory of the caller: one entry for each output of the model.
   void push(const void* items, size_t count, Span<streamssm_frames> outputs) {
+    require_all(outputs);
     check(streamssm_push(get(), items, count, outputs.data()));
   }
-  void flush(Span<streamssm_frames> outputs) { check(streamssm_flush(get(), outputs.data())); }
+  void flush(Span<streamssm_frames> outputs) {
+    require_all(outputs);
+    check(streamssm_flush(get(), outputs.data()));
+  }
 
-  // The frames of the first output, one after the other.
+  // The frames of the first output, one after the other. Numbers of the model's type, and whole items.
   std::vector<float> push(const void* items, size_t count) { return push_all(items, count)[0]; }
-  std::vector<float> push(Span<const float> samples) { return push(samples.data(), samples.size() / width_); }
-  std::vector<float> push(Span<const int64_t> tokens) { return push(tokens.data(), tokens.size() / width_); }
+  std::vector<float> push(Span<const float> samples) {
+    return push(samples.data(), items_of(samples.size(), STREAMSSM_FLOAT32));
+  }
+  std::vector<float> push(Span<const int64_t> tokens) {
+    return push(tokens.data(), items_of(tokens.size(), STREAMSSM_INT64));
+  }
   std::vector<float> flush() { return flush_all()[0]; }
 
   // Those of every output.
@@ -157,10 +182,23 @@ class Stream {
 
  private:
   struct Empty {};
-  Stream(const Model& model, Empty) : width_(model.info().width > 0 ? model.info().width : 1) {
+  Stream(const Model& model, Empty) : width_(model.info().width), type_(model.info().type) {
     for (const streamssm_output& output : model.outputs()) widths_.push_back(output.width);
   }
-  Stream(const Stream& other, Empty) : width_(other.width_), widths_(other.widths_) {}
+  Stream(const Stream& other, Empty) : width_(other.width_), type_(other.type_), widths_(other.widths_) {}
+
+  size_t items_of(size_t size, streamssm_type type) const {
+    if (type != type_)
+      throw Error(STREAMSSM_ERROR_ARGUMENT, type_ == STREAMSSM_INT64 ? "the model takes int64_t, not float"
+                                                                     : "the model takes float, not int64_t");
+    return detail::items_of(size, width_);
+  }
+  void require_all(Span<streamssm_frames> outputs) const {
+    if (outputs.size() != widths_.size())
+      throw Error(STREAMSSM_ERROR_ARGUMENT, "one entry is needed for each of " +
+                                                std::to_string(widths_.size()) + " outputs, not " +
+                                                std::to_string(outputs.size()));
+  }
 
   template <class Open>
   void open(const Open& open) {
@@ -184,6 +222,7 @@ class Stream {
 
   detail::Owner<streamssm_stream, streamssm_stream_close> handle_;
   size_t width_;
+  streamssm_type type_;
   std::vector<size_t> widths_;
 };
 
@@ -213,13 +252,17 @@ class Pool {
   }
   void flush(size_t slot) { check(streamssm_pool_flush(get(), slot)); }
   size_t ready() const { return streamssm_pool_ready(get()); }
-  // Holds until the next call but push() and ready().
+  // Holds until the next call but push() and ready(). Where it throws, results() are those of the runs that
+  // did not fail.
   Span<const streamssm_result> step() {
-    const streamssm_result* results;
-    size_t count;
-    check(streamssm_pool_step(get(), &results, &count));
-    return {results, count};
+    const streamssm_result* results = nullptr;
+    size_t count = 0;
+    const streamssm_status status = streamssm_pool_step(get(), &results, &count);
+    results_ = {results, count};
+    check(status);
+    return results_;
   }
+  Span<const streamssm_result> results() const { return results_; }
   std::vector<uint8_t> save(size_t slot) const {
     return detail::saved([&](void* to, size_t room, size_t* bytes) {
       return streamssm_pool_save(get(), slot, to, room, bytes);
@@ -229,6 +272,7 @@ class Pool {
 
  private:
   detail::Owner<streamssm_pool, streamssm_pool_close> handle_;
+  Span<const streamssm_result> results_;
 };
 
 // Starts and ends of events, by the model's own rule.
@@ -242,10 +286,10 @@ class Detector {
   }
   // Frames of the output that the rule reads.
   std::vector<streamssm_event> push(Span<const float> frames) {
-    std::vector<streamssm_event> events(frames.size() / width_);
+    const size_t count = detail::items_of(frames.size(), width_);
+    std::vector<streamssm_event> events(count);
     size_t found;
-    check(
-        streamssm_detect(get(), frames.data(), frames.size() / width_, events.data(), events.size(), &found));
+    check(streamssm_detect(get(), frames.data(), count, events.data(), events.size(), &found));
     events.resize(found);
     return events;
   }
