@@ -27,6 +27,11 @@ def read_engine(path: str | os.PathLike[str]) -> ModelFile:
             f"{folder} is a bundle, from which the device builds its own engine; there run: "
             f"sh {folder / BUILD}"
         )
+    if not is_engine_folder(folder):
+        raise ModelFileError(
+            f"{folder} is a folder, neither a model file nor an engine; an engine folder is what "
+            "'streamssm export MODEL --format tensorrt --target TARGET' writes"
+        )
     found = open_folder(folder)
     return ModelFile(folder, found.manifest, found.golden, {}, frozenset())
 

@@ -122,7 +122,7 @@ def test_foreign_files(tmp_path, content, message):
 def test_missing_files_and_folders(tmp_path):
     with pytest.raises(ModelFileError, match="No such file"):
         streamssm.load(tmp_path / "a.onnx")
-    with pytest.raises(ModelFileError, match="cannot be read"):
+    with pytest.raises(ModelFileError, match="is a folder, neither a model file nor an engine"):
         streamssm.load(tmp_path)
 
 
