@@ -1,8 +1,8 @@
 """The microphone, with a sounddevice of our own that records what the test says."""
 
 import json
-import re
 import queue
+import re
 import sys
 import threading
 import types
