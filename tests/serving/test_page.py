@@ -77,7 +77,8 @@ def saved_rows(tab: Tab, folder: Path, name: str) -> list[dict]:
     tab.click("#save")
     path = folder / name
     deadline = time.monotonic() + 10
-    while not path.exists():
+    # the browser reserves the name with an empty file, which it then replaces by the whole one
+    while not path.exists() or not path.stat().st_size:
         assert time.monotonic() < deadline, sorted(folder.iterdir())
         time.sleep(0.02)
     return [json.loads(line) for line in path.read_text().splitlines()]
