@@ -31,6 +31,7 @@ from streamssm.tensorrt.folder import (
     engine_file,
     write_folder,
 )
+from streamssm.tensorrt.opening import source_of
 from streamssm.tensorrt.plugins import load_plugins
 from streamssm.tensorrt.profiles import Calls, shapes_of
 from streamssm.tensorrt.watching import Progress, logger, progress_monitor, stopped_by_interrupt
@@ -180,17 +181,9 @@ def _record(
         outputs=tuple(output.name for output in manifest.outputs),
         states=bound_states(manifest),
         model_sha256=manifest.sha256,
-        source=_source(file.path),
+        source=source_of(file.path),
         producer=f"streamssm {version('streamssm')}",
     )
-
-
-def _source(path: Path) -> str:
-    """What the command line calls the model: a built-in one by its name."""
-    from streamssm.model import built_in_models, find
-
-    built_in = path.stem in built_in_models() and find(path.stem) == path
-    return path.stem if built_in else path.name
 
 
 def build(
