@@ -68,8 +68,8 @@ class Subject:
     @property
     def dtype(self) -> str:
         """What products are computed in: that of the weights, unless the backend rounds them further."""
-        rounded = getattr(self.model.backend.kernels, "precision", "float32")
-        return self.model.manifest.weights.dtype if rounded == "float32" else str(rounded)
+        rounded = self.model.backend.kernels.precision
+        return self.model.manifest.weights.dtype if rounded == "float32" else rounded
 
     def stream(self) -> Stream:
         """A fresh stream at the block under test."""
@@ -221,7 +221,7 @@ def _blocks(subject: Subject) -> tuple[int, str]:
 
 def _sizes(subject: Subject) -> set[int]:
     """Blocks to compare: all that an engine was built for; else the extremes, and some drawn."""
-    built = getattr(subject.model.backend, "blocks", None)
+    built = subject.model.backend.blocks
     if built is not None:
         return set(built)
     hop = subject.model.manifest.input.hop
@@ -274,8 +274,8 @@ def _fork(subject: Subject) -> tuple[int, str]:
 
 def _batch(subject: Subject) -> tuple[int, str]:
     manifest, worst = subject.model.manifest, 0.0
-    most = getattr(subject.model.backend, "most_rows", 3)
-    batches = [rows for rows in (2, 3) if rows <= most]
+    most = subject.model.backend.most_rows
+    batches = [rows for rows in (2, 3) if most is None or rows <= most]
     if not batches:
         raise CheckSkipped("it was built for one sequence at once")
     for rows in batches:

@@ -89,6 +89,14 @@ class Backend(Protocol):
     def kernels(self) -> Kernels:
         """What runs the operators of ours."""
 
+    @property
+    def blocks(self) -> tuple[int, ...] | None:
+        """The blocks that it was built for, where it runs no others; None if it runs any."""
+
+    @property
+    def most_rows(self) -> int | None:
+        """The most sequences it runs at once; None if there is no such limit."""
+
     def lane(self, block: int, batch: int, in_place: bool = False) -> Lane:
         """Buffers for one stream, its state at zero. ``in_place`` permits that a step overwrites the
         state it reads, where that is safe unless it is interrupted."""

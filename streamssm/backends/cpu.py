@@ -108,6 +108,8 @@ class CpuBackend:
     """One session, shared by all streams of a model."""
 
     name = "cpu"
+    blocks = None
+    most_rows = None
 
     def __init__(self, file: ModelFile) -> None:
         self._manifest = file.manifest

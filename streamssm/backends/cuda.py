@@ -85,6 +85,8 @@ class CudaBackend:
     """One session and one CUDA stream, shared by all streams of a model."""
 
     name = "cuda"
+    blocks = None
+    most_rows = None
 
     def __init__(self, file: ModelFile, precision: str = "float32") -> None:
         """Open a model; ``precision`` is what the matrices of its Mamba and Mamba-2 blocks are rounded to.

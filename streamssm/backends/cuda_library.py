@@ -29,9 +29,7 @@ class KeptState(Structure):
 
 @dataclass(frozen=True)
 class CudaKernels(Kernels):
-    """What runs a model's operators on a GPU; ``precision`` is that of the matrices of its blocks."""
-
-    precision: str = "float32"
+    """What runs a model's operators on a GPU."""
 
     def __str__(self) -> str:
         """``native (cuda, fused, float16)``, ``native (cuda)``, or ``plain ONNX: the reason``."""

@@ -41,9 +41,7 @@ _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 @dataclass(frozen=True)
 class EngineKernels(Kernels):
-    """What runs the operators of ours in an engine, and what its products are rounded to."""
-
-    precision: str = "float32"
+    """What runs the operators of ours in an engine."""
 
     def __str__(self) -> str:
         """``TensorRT 10.16.1 (plugins 0.1.0)`` or ``TensorRT-RTX 1.7.1 (plain operators)``."""

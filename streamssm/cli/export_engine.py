@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -46,6 +47,15 @@ _OPTIONS = (
 _KEYS = ("target", "precision", "batch", "plugins", "timing_cache")
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What was said of how to build, where None leaves it to the target."""
+
+    precision: Precision | None
+    plugins: str | None
+    timing_cache: Path | None
+
+
 def engine_options(command: _Command) -> _Command:
     """The options of ``export`` that only engines have."""
     for option in reversed(_OPTIONS):
@@ -78,7 +88,7 @@ def check_engine_options(format_: str, engine: Mapping[str, Any], model: Mapping
 
 
 def export_engines(
-    source: Path, output: Path | None, block: str | None, target: str | None, **given: Any
+    source: Path, output: Path | None, block: str | None, target: str | None, batch: int | None, **given: Any
 ) -> None:
     """Write an engine folder, or a bundle for a target that has to build its own; its path goes to standard
     output.
@@ -98,12 +108,10 @@ def export_engines(
     aimed = find_target(target)
     _check_source(source)
     file = read_model_file(find(str(source)))
-    calls = calls_for(file.manifest, block, given.pop("batch") or 1)
+    calls = calls_for(file.manifest, block, batch or 1)
     folder = output or Path(f"{file.path.stem}.{target}")
-    if aimed.on_device:
-        _write_bundle(file, aimed, folder, calls, **given)
-    else:
-        _build(file, aimed, folder, calls, **given)
+    write = _write_bundle if aimed.on_device else _build
+    write(file, aimed, folder, calls, _Asked(**given))
     click.echo(f"{folder}")
 
 
@@ -116,22 +124,14 @@ def _check_source(source: Path) -> None:
         )
 
 
-def _build(
-    file: ModelFile,
-    target: Target,
-    folder: Path,
-    calls: Calls,
-    precision: Precision | None,
-    plugins: str | None,
-    timing_cache: Path | None,
-) -> None:
+def _build(file: ModelFile, target: Target, folder: Path, calls: Calls, asked: _Asked) -> None:
     """Build here, with a bar on a terminal."""
     from streamssm.tensorrt.builder import Options, default_cache, export_engine, library
 
-    cache = timing_cache
+    cache = asked.timing_cache
     if cache is None and target.kind == "tensorrt":
         cache = default_cache(target, library(target.kind).__version__)
-    options = Options(calls, precision or "fp32", _plugins(target, plugins), cache)
+    options = Options(calls, asked.precision or "fp32", _plugins(target, asked.plugins), cache)
     with _bar() as progress:
         built = export_engine(file, target, folder, options, progress)
     _print(built)
@@ -151,22 +151,16 @@ def _plugins(target: Target, wanted: str | None) -> bool:
     return True
 
 
-def _write_bundle(
-    file: ModelFile,
-    target: Target,
-    folder: Path,
-    calls: Calls,
-    precision: Precision | None,
-    plugins: str | None,
-    timing_cache: Path | None,
-) -> None:
+def _write_bundle(file: ModelFile, target: Target, folder: Path, calls: Calls, asked: _Asked) -> None:
     """Write what the device needs to build its own engine."""
     from streamssm.errors import UsageError
     from streamssm.tensorrt.bundle import write_bundle
 
-    if timing_cache is not None:
+    if asked.timing_cache is not None:
         raise UsageError(f"{target.name} keeps its own timing cache; leave out --timing-cache")
-    write_bundle(file, target, folder, calls, precision=precision or "fp32", plugins=plugins != "off")
+    write_bundle(
+        file, target, folder, calls, precision=asked.precision or "fp32", plugins=asked.plugins != "off"
+    )
 
 
 @contextmanager

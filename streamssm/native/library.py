@@ -66,13 +66,15 @@ class Kernels:
     """What runs a model's operators: ``library``, or the bodies in the file and the reason why.
 
     ``fused`` says whether stretches of the graph become one node each where that pays, ``lowered``
-    whether operators without a library run through ONNX Runtime's own where that does.
+    whether operators without a library run through ONNX Runtime's own where that does, ``precision``
+    what the matrices of fused blocks are rounded to when the model is opened.
     """
 
     library: Library | None
     reason: str = ""
     fused: bool = False
     lowered: bool = False
+    precision: str = "float32"
 
     @property
     def switched_off(self) -> bool:
