@@ -7,11 +7,8 @@ from fractions import Fraction
 
 from streamssm.live.messages import Place
 from streamssm.sources.base import MISSING, Gap
+from streamssm.sources.due import Due
 
-# A moment may be late by this part of an item without one being missing. What is early or late then draws
-# the expectation along by _FOLLOW, so that a sender's clock that runs up to 7 % too slow leaves no gaps.
-_LATE = 0.75
-_FOLLOW = 0.1
 # What jumps further is a sender whose clock was set, or that counts from somewhere else now.
 _DAY = 86400.0  # seconds
 _FURTHEST = 10_000_000  # frames, without a rate
@@ -27,8 +24,8 @@ class Order:
         self._rate = None if rate is None else float(rate)
         self._number: int | None = None
         self._frames: int | None = None  # in the latest message
-        self._moment = 0.0  # of the latest message
-        self._expected: float | None = None  # the moment of the next frame
+        self._moment: float | None = None  # of the latest message that carried one
+        self._due = None if self._rate is None else Due(self._rate)
 
     def accept(self, place: Place, again: bool = False) -> Sequence[Gap] | None:
         """What is missing before a message; None if it is one that was there before.
@@ -77,19 +74,14 @@ class Order:
 
     def _follow(self, place: Place) -> int | None:
         """How many frames are missing; negative for a clock that ran backwards, None without one."""
-        if place.frames is None or self._rate is None:
+        if place.frames is None or self._due is None:
             return None
-        expected, before = self._expected, self._moment
-        ahead = place.frames / self._rate
-        if place.moment is None:
-            self._expected = None if expected is None else expected + ahead
+        before, moment = self._moment, place.moment
+        if moment is None:
+            self._due.pass_over(place.frames)
             return None
-        self._moment = place.moment
-        if expected is None or place.moment < before:
-            self._expected = place.moment + ahead
-            return None if expected is None else -1
-        late = (place.moment - expected) * self._rate
-        missing = round(late) if late >= _LATE else 0
-        drawn = _FOLLOW * (late - missing) / self._rate
-        self._expected = expected + missing / self._rate + drawn + ahead
-        return missing
+        self._moment = moment
+        if before is None or moment < before:
+            self._due.restart(moment, place.frames)
+            return None if before is None else -1
+        return self._due.arrive(moment, place.frames)

@@ -6,11 +6,8 @@ import statistics
 from datetime import UTC, datetime
 from fractions import Fraction
 
-# A row may come late by this part of an item without one being missing.
-_LATE = 0.75
-# So much of what a row is early or late moves the expectation: a clock that runs up to 7 % too slow leaves
-# no gaps, and jitter hardly moves it.
-_FOLLOW = 0.1
+from streamssm.sources.due import Due
+
 _JUDGED = 20  # intervals after which the rate is judged
 _TOLERANCE = 0.25
 
@@ -20,8 +17,8 @@ class Timeline:
 
     def __init__(self, rate: Fraction, column: str):
         self._rate, self._column = float(rate), column
+        self._due = Due(self._rate)
         self._latest: float | None = None
-        self._expected = 0.0
         self._intervals: list[float] = []
 
     def missing(self, moment: float) -> int:
@@ -31,7 +28,8 @@ class Timeline:
             ValueError: time ran backwards, or the rows come at another rate; the message says so.
         """
         if self._latest is None:
-            self._latest, self._expected = moment, moment + 1 / self._rate
+            self._latest = moment
+            self._due.restart(moment, 1)
             return 0
         if moment < self._latest:
             raise ValueError(
@@ -39,11 +37,8 @@ class Timeline:
                 "leave --time-column out"
             )
         self._judge(moment - self._latest)
-        late = (moment - self._expected) * self._rate
-        away = round(late) if late >= _LATE else 0
         self._latest = moment
-        self._expected += (1 + away + _FOLLOW * (late - away)) / self._rate
-        return away
+        return self._due.arrive(moment, 1)
 
     def _judge(self, interval: float) -> None:
         if len(self._intervals) >= _JUDGED:
