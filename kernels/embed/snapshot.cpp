@@ -14,6 +14,8 @@ constexpr const char* kFormat = "streamssm.snapshot";
 constexpr const char* kVersion = "1";
 constexpr streamssm_status kBad = STREAMSSM_ERROR_SNAPSHOT;
 constexpr size_t kMostHead = 1 << 26;  // a header of 64 MiB is no header
+// At 16 kHz 280,000 years. It leaves room for what is added to a position, and for frames out of items.
+constexpr int64_t kFurthest = int64_t(1) << 57;
 constexpr const char* kPending = "pending";
 
 std::string state_name(const StateSpec& state) { return "state." + state.name; }  // apart from "pending"
@@ -251,6 +253,9 @@ Snapshot read_snapshot(const Manifest& manifest, Bytes data) {
   if (ahead < 0 || (!snapshot.ended && ahead % manifest.input.hop != 0))
     fail(kBad, "the snapshot is at item ", snapshot.position, " with ", snapshot.items,
          " pending: both cannot be");
+  if (snapshot.position > kFurthest)
+    fail(kBad, "the snapshot is at item ", snapshot.position, ", further than this library counts: ",
+         kFurthest);
   return snapshot;
 }
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from embed_library import ROOT, EmbedError, Library, build
 
 import streamssm
+from streamssm import snapshot
 
 VAD = Path(streamssm.__file__).parent / "models" / "vad.onnx"
 HEADER = ROOT / "kernels/embed/include/streamssm.h"
@@ -170,6 +172,13 @@ def test_a_missing_runtime_is_said(embed: Library, tmp_path: Path) -> None:
         embed.open(VAD, runtime=os.fsencode(other))
 
 
+def _at(position: int) -> bytes:
+    """A snapshot that nobody made by streaming."""
+    model = streamssm.load("vad")
+    twin = snapshot.decode(model, model.stream().snapshot())
+    return snapshot.encode(model, replace(twin, state=replace(twin.state, position=position)))
+
+
 def test_bad_snapshots_are_refused(embed: Library) -> None:
     stream = embed.open(VAD).stream()
     stream.push(np.zeros(500, np.float32))
@@ -186,6 +195,8 @@ def test_bad_snapshots_are_refused(embed: Library) -> None:
             stream.restore(data)
         assert caught.value.status == (7 if name == "newer" else 9), name
         assert stream.save() == good, name
+    with pytest.raises(EmbedError, match="further than this library counts"):
+        stream.restore(_at(9 * 10**17 // 160 * 160))
     batch = streamssm.load("vad").stream(batch=2)
     with pytest.raises(EmbedError, match="2 sequences"):
         stream.restore(batch.snapshot())
