@@ -85,7 +85,8 @@ class EventRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     An event starts when the probability has been at least ``onset`` for
     ``min_on`` seconds and ends when it has been below ``offset`` for ``min_off``
-    seconds; its times are those of the first item of either run.
+    seconds; its times are those of the first item of either run. With ``every`` all columns are
+    read, one event at a time, and an event is labelled as the output labels its column.
     """
 
     output: str
@@ -95,6 +96,7 @@ class EventRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     offset: float = 0.35
     min_on: float = 0.05
     min_off: float = 0.3
+    every: bool = False
 
 
 class CertifiedError(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -251,6 +253,11 @@ def _validate_events(rule: EventRule, outputs: tuple[Output, ...]) -> None:
     columns = math.prod(output.shape)
     if not 0 <= rule.column < columns:
         raise ManifestError(f"the event rule reads column {rule.column} of {columns} in {rule.output!r}")
+    if rule.every and (rule.column or len(output.labels) != columns):
+        raise ManifestError(
+            f"the event rule reads every column of {rule.output!r} from column {rule.column} on, with "
+            f"{len(output.labels)} labels for {columns} columns; start at 0 and label each"
+        )
     if not 0 <= rule.offset <= rule.onset <= 1 or min(rule.min_on, rule.min_off) < 0:
         raise ManifestError(
             f"the event rule has onset {rule.onset}, offset {rule.offset}, min_on {rule.min_on} and "

@@ -55,6 +55,12 @@ class Members {
     const Json* found = find(key);
     return found == nullptr ? otherwise : as_real(*found, key);
   }
+  bool boolean(const char* key, bool otherwise) {
+    const Json* found = find(key);
+    if (found == nullptr) return otherwise;
+    if (found->kind != Json::Kind::boolean) refuse(key, "neither true nor false");
+    return found->boolean;
+  }
   std::string one_of(const char* key, std::initializer_list<const char*> choices,
                      const char* otherwise = nullptr) {
     const std::string value = otherwise == nullptr ? text(key) : text(key, otherwise);
@@ -218,6 +224,7 @@ EventRule read_events(const Json& json, const std::vector<OutputSpec>& outputs) 
   const bool ordered = 0 <= rule.offset && rule.offset <= rule.onset && rule.onset <= 1;
   if (!ordered || rule.min_on < 0 || rule.min_off < 0) at.refuse("it", "a rule of thresholds that cannot be");
   exact(rule.min_on), exact(rule.min_off);
+  rule.every = at.boolean("every", false);
   at.done();
   return rule;
 }
@@ -291,6 +298,8 @@ Manifest decode_manifest(Bytes json) {
   const Json* events = at.find("events");
   if (events != nullptr && events->kind != Json::Kind::null)
     manifest.events = read_events(*events, manifest.outputs);
+  // such a rule opens one event at a time out of several classes; hosts read the probabilities
+  if (manifest.events && manifest.events->every) manifest.events.reset();
   at.done();
   return manifest;
 }

@@ -55,6 +55,7 @@ struct EventRule {
   std::string label;
   int64_t column = 0;
   double onset = 0.5, offset = 0.35, min_on = 0.05, min_off = 0.3;
+  bool every = false;  // of all columns instead
 };
 
 struct ExternalFile {

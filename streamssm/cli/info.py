@@ -144,7 +144,7 @@ def _events(m: Manifest) -> str:
         return ""
     unit = "s" if m.input.rate is not None else "items"
     return (
-        f"{rule.label}: {rule.output} column {rule.column}, "
+        f"{rule.label}: {rule.output} {'every column' if rule.every else f'column {rule.column}'}, "
         f"starts at {rule.onset:g} for {rule.min_on:g} {unit}, "
         f"ends below {rule.offset:g} for {rule.min_off:g} {unit}"
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from streamssm import clock
 from streamssm.errors import ManifestError, UsageError
-from streamssm.events import EventDetector
+from streamssm.events import ClassDetector, EventDetector
 from streamssm.manifest import Manifest
 from streamssm.outputs import Outputs
 from streamssm.rows.base import Column, Row
@@ -30,7 +30,10 @@ class EventRows:
         clocked = () if rate is None else (Column("time", "number"),)
         names = Column("event", "text"), Column("label", "text")
         self.columns = (*names, *clocked, Column("index", "integer"), Column("cut", "flag"))
-        self._detector = EventDetector(rule, None if rate is None else rate * output.per_item)
+        frames = None if rate is None else rate * output.per_item
+        self._detector = (
+            ClassDetector(rule, output.labels, frames) if rule.every else EventDetector(rule, frames)
+        )
 
     def push(self, outputs: Outputs) -> list[Row]:
         """The events that these probabilities complete."""

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamssm.errors import InputError, SnapshotError
-from streamssm.events import EventDetector
+from streamssm.events import ClassDetector, EventDetector
 from streamssm.manifest import EventRule
 
 RULE = EventRule("p", "speech", onset=0.5, offset=0.35, min_on=0.05, min_off=0.3)
@@ -102,3 +102,60 @@ def test_probabilities_without_the_column_are_refused(shape):
 def test_a_foreign_state_is_refused(state):
     with pytest.raises(SnapshotError):
         EventDetector(RULE, 100.0).restore(state)
+
+
+CLASSES = EventRule("p", "move", onset=0.6, offset=0.4, min_on=0.03, min_off=0.05, every=True)
+LABELS = ("row", "lift", "turn")
+
+
+def certain(*runs: tuple[int, int]) -> np.ndarray:
+    """(class, items) after one another, each quite sure; class -1 is nobody."""
+    rows = [
+        np.full(3, 0.1) if c < 0 else np.where(np.arange(3) == c, 0.8, 0.1) for c, n in runs for _ in range(n)
+    ]
+    return np.array(rows, np.float32).reshape(-1, 3)
+
+
+def test_of_several_classes_one_event_is_open_at_a_time():
+    detector = ClassDetector(CLASSES, LABELS, 100.0)
+    events = detector.push(certain((-1, 4), (0, 10), (1, 10), (2, 2), (1, 3), (-1, 9), (2, 4)))
+    assert [(e["event"], e["label"], e["index"]) for e in events + detector.flush()] == [
+        ("start", "row", 4),
+        ("end", "row", 14),
+        ("start", "lift", 14),
+        ("end", "lift", 29),
+        ("start", "turn", 38),
+        ("end", "turn", 41),
+    ]
+    assert not detector.active
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(-1, 2), st.integers(1, 9)), max_size=15),
+    st.lists(st.integers(0, 90), max_size=10),
+)
+def test_any_split_gives_the_same_events_of_classes(runs, cuts):
+    p = certain(*runs)
+    whole = ClassDetector(CLASSES, LABELS, 100.0)
+    expected = whole.push(p) + whole.flush()
+    detector, found = ClassDetector(CLASSES, LABELS, 100.0), []
+    for part in np.split(p, sorted(min(cut, len(p)) for cut in cuts)):
+        found += detector.push(part)
+        other = ClassDetector(CLASSES, LABELS, 100.0)
+        other.restore(detector.state())
+        detector = other
+    assert found + detector.flush() == expected
+    opened = [(e["event"], e["label"]) for e in expected]
+    assert all(end == ("end", start[1]) for start, end in zip(opened[::2], opened[1::2], strict=True))
+    indices = [e["index"] for e in expected]
+    assert indices == sorted(indices)
+
+
+def test_detectors_of_classes_refuse_what_is_not_theirs():
+    detector = ClassDetector(CLASSES, LABELS, 100.0)
+    with pytest.raises(InputError, match=r"shape \(4, 2\); pass \[F, 3\]"):
+        detector.push(np.zeros((4, 2)))
+    for state in ({}, {"index": 1, "active": 0, "run": 0}, detector.state() | {"runs": [0, 0]}):
+        with pytest.raises(SnapshotError, match="detector of classes"):
+            detector.restore(state)

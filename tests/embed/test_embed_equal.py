@@ -244,3 +244,10 @@ def test_info_is_that_of_the_manifest(embed: Library) -> None:
     assert info.event_label == b"speech"
     assert info.outputs[0].labels[0] == b"speech"
     assert (info.outputs[0].up, info.outputs[0].down, info.outputs[0].width) == (1, 160, 1)
+
+
+def test_a_rule_for_several_classes_is_left_to_the_host(embed: Library) -> None:
+    assert streamssm.load("wrist").manifest.events.every
+    info = embed.open(VAD.with_name("wrist.onnx")).info
+    assert (info.name, info.event_label) == (b"wrist", None)
+    assert info.outputs[0].labels[6] == b"upright_row"

@@ -172,6 +172,7 @@ def diverged() -> Linear:
         (FixedBatch(), {}, "not what the model says"),
         (Linear(3, 2), {"events": EventRule("speech", "speech")}, "reads output 'speech'"),
         (Linear(3, 2), {"events": EventRule("output", "speech", column=2)}, "column 2 of 2"),
+        (Linear(3, 2), {"events": EventRule("output", "move", every=True)}, "0 labels for 2 columns"),
     ],
     ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
 )

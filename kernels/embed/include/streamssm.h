@@ -132,7 +132,7 @@ typedef struct streamssm_info {
   size_t state_bytes; /* of one stream */
   const streamssm_output *outputs;
   size_t output_count;
-  const char *event_label; /* NULL: the model has no rule for events */
+  const char *event_label; /* NULL: no rule for events, or one for all classes (not applied here) */
   size_t event_output;     /* the output that the rule reads */
   const char *kernels;     /* such as "native (avx512vnni, fused)" */
   const char *runtime;     /* such as "1.31.1" */
