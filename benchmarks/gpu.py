@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
+from collections.abc import Iterator
 
 import gpu_chain
 import gpu_models
@@ -212,7 +212,8 @@ def vad_row(slots: int, steps: int = 2000) -> dict:
     }
 
 
-def table(library, only: str) -> dict[str, dict]:
+def table(library, only: str) -> Iterator[tuple[str, dict]]:
+    """The rows, one after the other as they are measured."""
     mamba, mamba2 = gpu_models.Mamba, gpu_models.Mamba2
     rows = {
         "mamba step B=1": lambda: step_row(library, mamba(24, 50280)),
@@ -238,17 +239,14 @@ def table(library, only: str) -> dict[str, dict]:
         "dual B=256 T=1": lambda: dual_row(library, 256, 1),
         "vad pool 4096": lambda: vad_row(4096),
     }
-    results = {}
     for name, measure in rows.items():
         if only not in name:
             continue
         try:
-            results[name] = measure()
+            yield name, measure()
         except (RuntimeError, ImportError) as error:
-            results[name] = {"failed": str(error)}
-        print(name, results[name].get("failed", ""), file=sys.stderr)
+            yield name, {"failed": str(error)}
         torch.cuda.empty_cache()
-    return results
 
 
 def plot(report: dict, path: str) -> None:
@@ -282,6 +280,21 @@ def plot(report: dict, path: str) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def show(name: str, row: dict, bandwidth: float) -> None:
+    """Print a row, with what its bytes would take, which is added to it."""
+    if "failed" in row:
+        print(f"{name:20} {row['failed']}", flush=True)
+        return
+    floor = row["bytes"] / bandwidth * 1e6
+    row |= {"floor_us": floor, "of_copy": floor / row["us"]}
+    goal, peer = GOAL.get(name, "-"), PEER.get(name, "-")
+    print(
+        f"{name:20} {row['us']:9.1f} {floor:8.1f} {floor / row['us']:8.2f} {goal:>7} {peer:>7} "
+        f"{row['error']:9.1e}" + (f"  p99 {row['p99_us']:.0f}" if "p99_us" in row else ""),
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", help="write the figures to this file")
@@ -298,25 +311,16 @@ def main() -> None:
     device = torch.cuda.get_device_name()
     print(f"{device}, copy {bandwidth / 1e12:.2f} TB/s")
     print(f"{'':20} {'us':>9} {'floor':>8} {'of copy':>8} {'goal':>7} {'peer':>7} {'error':>9}")
-    results = table(library, arguments.only)
-    for name, row in results.items():
-        if "failed" in row:
-            print(f"{name:20} {row['failed']}")
-            continue
-        floor = row["bytes"] / bandwidth * 1e6
-        row |= {"floor_us": floor, "of_copy": floor / row["us"]}
-        goal, peer = GOAL.get(name, "-"), PEER.get(name, "-")
-        print(
-            f"{name:20} {row['us']:9.1f} {floor:8.1f} {floor / row['us']:8.2f} {goal:>7} {peer:>7} "
-            f"{row['error']:9.1e}" + (f"  p99 {row['p99_us']:.0f}" if "p99_us" in row else "")
-        )
-    if arguments.json:
-        report = {
-            "device": device, "copy_bytes_per_s": bandwidth, "date": time.strftime("%Y-%m-%d"),
-            "torch": torch.__version__, "cuda": torch.version.cuda, "rows": results,
-        }  # fmt: skip
-        with open(arguments.json, "w") as file:
-            json.dump(report, file, indent=1)
+    report = {
+        "device": device, "copy_bytes_per_s": bandwidth, "date": time.strftime("%Y-%m-%d"),
+        "torch": torch.__version__, "cuda": torch.version.cuda, "rows": {},
+    }  # fmt: skip
+    for name, row in table(library, arguments.only):
+        report["rows"][name] = row
+        show(name, row, bandwidth)
+        if arguments.json:
+            with open(arguments.json, "w") as file:
+                json.dump(report, file, indent=1)
 
 
 if __name__ == "__main__":

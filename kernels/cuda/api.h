@@ -12,8 +12,7 @@
 // Results do not depend on the other rows, on B or on the slots, and are the same in every run. How a
 // sequence was cut into calls of one T does not change a bit; calls of different T differ by rounding.
 // StateSpaceDual from 16 items on counts its chunks from the beginning of a call, and so do the long calls of
-// SelectiveScan: there every call but the last must be full (no lengths) for that. In StateSpaceDual a
-// value of an item that is not finite may reach up to 15 items before it, in its own call.
+// SelectiveScan of few channels: there every call but the last must be full (no lengths) for that.
 #pragma once
 
 #include <cstdint>

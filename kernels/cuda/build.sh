@@ -16,9 +16,20 @@ for arch in $archs; do
   last=$arch
 done
 flags="$flags -gencode=arch=compute_$last,code=compute_$last"
+# objects that were made in another way, for other GPUs say, are of no use
+made="$(command -v nvcc) $flags"
+[ "$(cat "$out/flags" 2>/dev/null)" = "$made" ] || rm -f "$out"/*.o
+echo "$made" >"$out/flags"
 objects=
 running=
 count=0
+# Stops if one of those that run has failed; its object, of an older source, must not be linked.
+finish() {
+  for job in $running; do
+    wait "$job" || exit 1
+  done
+  running=
+}
 for source in kernels/cuda/*.cu kernels/ort/cuda_*.cpp kernels/ort/lent.cpp; do
   object=$out/$(basename "$source").o
   objects="$objects $object"
@@ -28,9 +39,9 @@ for source in kernels/cuda/*.cu kernels/ort/cuda_*.cpp kernels/ort/lent.cpp; do
   nvcc $flags -c "$source" -o "$object" &
   running="$running $!"
   count=$((count + 1))
-  [ $((count % jobs)) -eq 0 ] && for job in $running; do wait "$job"; done && running=
+  [ $((count % jobs)) -ne 0 ] || finish
 done
-for job in $running; do wait "$job"; done
+finish
 # shellcheck disable=SC2086
 nvcc -shared -cudart static -ldl -o "$out/libstreamssm_cuda.so" $objects
 echo "$out/libstreamssm_cuda.so"

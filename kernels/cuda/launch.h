@@ -37,6 +37,16 @@ inline const char* refuse(const Rows& rows) {
   return nullptr;
 }
 
+// Whether what this GPU runs of a kernel was compiled for a compute capability before `least` (80 is 8.0). The driver
+// makes code for newer GPUs from such code, in which what is written for newer ones alone is missing.
+template <class Kernel>
+bool compiled_before(Kernel* kernel, int least) {
+  cudaFuncAttributes attributes{};
+  if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) return attributes.ptxVersion < least;
+  cudaGetLastError();
+  return false;
+}
+
 inline unsigned parts(int64_t whole, int64_t part) { return unsigned((whole + part - 1) / part); }
 
 }  // namespace streamssm::cuda

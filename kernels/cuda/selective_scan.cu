@@ -3,13 +3,15 @@
 //     d = softplus(dt + dt_bias)     h_n = exp(d A_n) h_n + B_n (d x)     y = (sum_n C_n h_n + D x) silu(z)
 //
 // Few items: one thread a channel or two, its states in registers (scan_few.cuh), or for one item of many
-// rows a stream of states (scan_step.cuh). More items: one pass (scan_stream.cuh) or, of many rows, tiles
-// (scan_tile.cuh). States too large for registers: a plain loop over memory, here.
+// rows a stream of states (scan_step.cuh). More items: one pass (scan_stream.cuh), of thousands of items by warps
+// that take turns (scan_ring.cuh), or, of many rows, tiles (scan_tile.cuh). States too large for registers: a
+// plain loop over memory, here.
 //
-// Sums over the states run in the same order in the first four, which therefore give the same bits. Long
+// Sums over the states run in the same order in the first five, which therefore give the same bits. Long
 // calls of few channels are cut into chunks that run side by side, with one pass more; T and D decide that.
 #include "launch.h"
 #include "scan_few.cuh"
+#include "scan_ring.cuh"
 #include "scan_step.cuh"
 #include "scan_stream.cuh"
 #include "scan_tile.cuh"
@@ -48,8 +50,22 @@ __global__ void __launch_bounds__(kWideThreads) scan_wide(ScanCall c) {
   }
 }
 
+using Turns = Ring<3, 1, 12>;  // the fastest of those tried on the H100
+
+// Whether warps in turn took the call: if one block a multiprocessor does all.
+template <class Data>
+bool try_ring(const ScanCall& c, cudaStream_t stream) {
+  if constexpr (std::is_same<Data, __half>::value) {
+    const bool rows = (uintptr_t(c.B) | uintptr_t(c.C)) % 16 == 0 && c.bc_pitch % 8 == 0;
+    const bool fits = c.N == kFewStates && rows && c.rows.B * parts(c.D, Turns::kChannels) <= multiprocessors();
+    if (c.rows.T >= kRingItems && streams<Data>(c, kLongCall) && fits) return launch_ring<Turns, Data>(c, stream);
+  }
+  return false;
+}
+
 template <class Data>
 void launch(const ScanCall& c, cudaStream_t stream) {
+  if (try_ring<Data>(c, stream)) return;
   if (steps_stream<Data>(c)) {
     launch_step<Data>(c, stream);
   } else if (c.N <= kFewStates && c.rows.T <= kFewItems) {
@@ -100,7 +116,9 @@ int major_version() {
 template <class Data>
 bool fits(const ScanCall& c, const LowRank& low) {
   const bool rows = (uintptr_t(low.low) | uintptr_t(low.weight)) % 8 == 0 && low.pitch % 4 == 0;
-  return can_stream<Data>(c) && rows && low.R >= 0 && low.R <= kLowMost && low.R % 16 == 0 && major_version() >= 8;
+  const bool sizes = low.R >= 0 && low.R <= kLowMost && low.R % 16 == 0;
+  return can_stream<Data>(c) && rows && sizes && major_version() >= 8 &&
+         !compiled_before(scan_stream<Streaming<3, 32, true>, Data>, 80);
 }
 
 }  // namespace

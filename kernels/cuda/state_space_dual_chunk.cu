@@ -259,7 +259,7 @@ void launch_states(const DualCall& c, const Steps& steps, cudaStream_t stream) {
 
 bool in_chunks(const DualCall& c) {
   return c.rows.T >= kFewest && c.N <= 128 && c.P <= 65535 * kColumns &&
-         attribute(cudaDevAttrComputeCapabilityMajor) >= 8;
+         attribute(cudaDevAttrComputeCapabilityMajor) >= 8 && !compiled_before(dual_chunks<32, 1, float>, 80);
 }
 
 const char* launch_chunks(const DualCall& c, const Steps& steps, cudaStream_t stream) {

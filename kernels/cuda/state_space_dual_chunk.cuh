@@ -173,15 +173,67 @@ __device__ void scores_of(const typename S::Chunk& chunk, int t_tile, int s_tile
   }
 }
 
+// Whether one of two numbers is infinite or none, in the sign bits of the answer: exponents of ones carry there.
+__device__ inline uint32_t not_finite(uint32_t v, __half) { return (v & 0x7fff7fffu) + 0x04000400u; }
+__device__ inline uint32_t not_finite(uint32_t v, __nv_bfloat16) { return (v & 0x7fff7fffu) + 0x00800080u; }
+__device__ inline uint32_t not_finite(float2 v, float) {
+  const uint32_t one = __float_as_uint(v.x) & 0x7fffffffu, two = __float_as_uint(v.y) & 0x7fffffffu;
+  return (one + 0x00800000u) | (two + 0x00800000u);
+}
+
+__device__ inline uint32_t keep_pair(uint32_t v, bool first, bool second) {
+  return v & ((first ? 0xffffu : 0u) | (second ? 0xffff0000u : 0u));
+}
+__device__ inline float2 keep_pair(float2 v, bool first, bool second) {
+  return {first ? v.x : 0.0f, second ? v.y : 0.0f};
+}
+
+// y += left x of one tile, for the items t up to `last` alone: later ones are taken as zeros.
+template <class Data>
+__device__ void add_left(const float (&left)[2][4], const Fragment<Data>& x, int last, float (&y)[2][4],
+                         float (&rest)[2][4]) {
+  const int t = threadIdx.x % 4;
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    const bool first = k * 8 + 2 * t <= last, second = k * 8 + 2 * t + 1 <= last;
+    Operand<4, false> a;
+    a.set(0, first ? left[k][0] : 0.0f), a.set(1, first ? left[k][2] : 0.0f);
+    a.set(2, second ? left[k][1] : 0.0f), a.set(3, second ? left[k][3] : 0.0f);
+#pragma unroll
+    for (int p = 0; p < 2; ++p)
+      add_product(y[p], rest[p], a, right_operand<Data>(keep_pair(x.v[k + 2 * p], first, second)));
+  }
+}
+
+// The same for a tile with itself that has numbers that are not finite: nothing times them is nothing, so that
+// every item gets a product of its own, of the items up to it. Those before get the bits of finite numbers.
+template <class Data>
+__device__ void add_left_apart(const float (&left)[2][4], const Fragment<Data>& x, float (&y)[2][4],
+                               float (&rest)[2][4]) {
+  const int row = threadIdx.x % 32 / 4;
+#pragma unroll 1
+  for (int last = 0; last < kTile; ++last) {
+    float all[2][4], small[2][4];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) all[i / 4][i % 4] = y[i / 4][i % 4], small[i / 4][i % 4] = rest[i / 4][i % 4];
+    add_left<Data>(left, x, last, all, small);
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      if (row + i / 2 % 2 * 8 == last)
+        y[i / 4][i % 4] = all[i / 4][i % 4], rest[i / 4][i % 4] = small[i / 4][i % 4];
+  }
+}
+
 // y += what the items of a tile of s give those of a tile of t, of 16 columns.
 template <class S, class Data>
 __device__ void add_items(const typename S::Chunk& chunk, const typename S::Common& common, int t_tile, int s_tile,
                           int column, float gap, float (&y)[2][4], float (&rest)[2][4]) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  float scores[2][4] = {};
-  scores_of<S, Data>(chunk, t_tile, s_tile, scores);
+  float left[2][4] = {};
+  scores_of<S, Data>(chunk, t_tile, s_tile, left);
   const auto x = along_columns(chunk.x, s_tile * kTile, column, lane);
   const float upper = common.rise[t_tile * kTile + g] * gap, lower = common.rise[t_tile * kTile + g + 8] * gap;
+  float mixed = 0.0f;  // not a number if a score is not finite
 #pragma unroll
   for (int k = 0; k < 2; ++k) {
     const int s = k * 8 + 2 * t;
@@ -193,12 +245,16 @@ __device__ void add_items(const typename S::Chunk& chunk, const typename S::Comm
       const float2 weight = *reinterpret_cast<const float2*>(&common.weight[s_tile * kTile + s]);
       L[0] = upper * weight.x, L[1] = upper * weight.y, L[2] = lower * weight.x, L[3] = lower * weight.y;
     }
-    Operand<4, false> left;
-    left.set(0, scores[k][0] * L[0]), left.set(1, scores[k][2] * L[2]);
-    left.set(2, scores[k][1] * L[1]), left.set(3, scores[k][3] * L[3]);
 #pragma unroll
-    for (int p = 0; p < 2; ++p) add_product(y[p], rest[p], left, right_operand<Data>(x.v[k + 2 * p]));
+    for (int i = 0; i < 4; ++i) left[k][i] *= L[i], mixed = fmaf(left[k][i], 0.0f, mixed);
   }
+  if (t_tile == s_tile) {
+    uint32_t odd = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) odd |= not_finite(x.v[i], Data{});
+    if (__any_sync(~0u, mixed != mixed || (odd & 0x80008000u))) return add_left_apart<Data>(left, x, y, rest);
+  }
+  add_left<Data>(left, x, kTile, y, rest);
 }
 
 // A part of the outputs of 16 columns. Items that are not there are worked on like others, as zeros. The loop

@@ -92,6 +92,8 @@ void place(Kernel kernel, Stack& s, size_t& shared) {
   check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   cudaFuncAttributes attributes{};
   check(cudaFuncGetAttributes(&attributes, kernel));
+  // code for an older GPU, compiled anew by the driver, is an empty kernel
+  if (attributes.ptxVersion < 90) throw Unusable{"the fused step needs a library built for 9.0 or later"};
   s.slots = std::min<int>(kMostSlots, (most - int(attributes.sharedSizeBytes)) / int(s.slot_bytes));
   if (s.slots < 4) throw Unusable{"the model is too wide for the fused step's shared memory"};
   shared = size_t(s.slots) * s.slot_bytes;

@@ -346,18 +346,52 @@ def test_decays_keep_what_is_small(library, slow, T):
         close(after[:, head], expected_state[:, head], LONG_TOLERANCE)
 
 
-def test_values_that_are_not_finite_stay_in_their_call(library):
-    """They reach no earlier call, no other row and no other head."""
-    op = CASES["dual-130m"]()
-    data, pool = op.data(2, 64, torch.float16), noise(2, *op.state_shape)
-    y, after = run(library, op, "float16", data, pool.clone())
-    data["x"][0, 40, 3, 5] = float("nan")
-    spoilt, state = run(library, op, "float16", data, pool.clone())
-    assert spoilt[0, 40:, 3, 5].isnan().all()
-    assert torch.equal(spoilt[0, :32], y[0, :32])
-    spoilt[0, :, 3], state[0, 3] = y[0, :, 3], after[0, 3]
-    assert torch.equal(spoilt, y)
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize(("name", "place"), [("x", (3, 5)), ("B", (0, 7)), ("C", (0, 9)), ("dt", (3,))])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_stay_behind(library, kind, name, place, value):
+    """They reach no earlier item, no other row and, if they are of a head, no other head."""
+    op, item = CASES["dual-130m"](), 74
+    data, pool = op.data(2, 100, TYPES[kind]), noise(2, *op.state_shape)
+    y, after = run(library, op, kind, data, pool.clone())
+    data[name][(0, item, *place)] = value
+    spoilt, state = run(library, op, kind, data, pool.clone())
+    assert torch.equal(spoilt[0, :item], y[0, :item])
+    assert not torch.equal(spoilt[0, item:], y[0, item:])
+    assert torch.equal(spoilt[1], y[1])
+    assert torch.equal(state[1], after[1])
+    if name == "x" and value != value:
+        assert spoilt[0, item:, 3, 5].isnan().all()
+    if name in ("x", "dt"):
+        spoilt[0, :, 3], state[0, 3] = y[0, :, 3], after[0, 3]
+        assert torch.equal(spoilt, y)
+        assert torch.equal(state, after)
+
+
+@pytest.mark.parametrize(("D", "B", "T"), [(1536, 1, 2600), (784, 1, 2048), (772, 2, 2049)])
+def test_warps_in_turn_give_the_bits_of_one_pass(library, D, B, T):
+    """Long scans by scan_ring.cuh and, with a pitch it does not take, by scan_stream.cuh; cut anywhere."""
+    op = Scan(D, 16)
+    data, pool = op.data(B, T, torch.float16), noise(B + 1, *op.state_shape)
+    slots, lengths = int32([B - b for b in range(B)]), int32([T - 37, T // 2][:B])
+    y, after = run(library, op, "float16", data, pool.clone(), slots, lengths)
+    wide = {name: torch.zeros(B, T, 20, dtype=torch.float16, device="cuda") for name in ("B", "C")}
+    for name, tensor in wide.items():
+        tensor[..., :16] = data[name]
+    got, state = torch.full_like(y, float("nan")), pool.clone()
+    rows = (B, T, at(slots), at(lengths))
+    call = op.call(rows, CODES["float16"], {**data, **wide}, state, state, got)
+    call.bc_pitch = 20
+    library.operator(op.name, call, torch.cuda.current_stream().cuda_stream)
+    assert torch.equal(got.view(torch.int16), y.view(torch.int16))
     assert torch.equal(state, after)
+    whole, whole_state = run(library, op, "float16", data, pool[:B].clone())
+    state, parts = pool[:B].clone(), []
+    for first, last in itertools.pairwise([0, 513, 520, T]):
+        part = {k: v[:, first:last].contiguous() for k, v in data.items()}
+        parts.append(run(library, op, "float16", part, state)[0])
+    assert torch.equal(torch.cat(parts, 1).view(torch.int16), whole.view(torch.int16))
+    assert torch.equal(state, whole_state)
 
 
 @pytest.mark.parametrize("T", [1, 33, 100, 1100])

@@ -1,5 +1,9 @@
 """The fused steps against the float64 reference: logits and states, slots, graphs, long replays."""
 
+import ctypes
+import shutil
+import subprocess
+
 import pytest
 
 pytestmark = pytest.mark.gpu
@@ -97,3 +101,24 @@ def test_graph_replays_are_the_steps_themselves(stack, steps):
     assert not stack.logits.isnan().any()
     for got, expected in zip(replayed, (stack.logits, stack.conv, stack.ssm), strict=True):
         assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("source", ["step_mamba", "step_mamba2", "rows_step"])
+def test_code_for_an_older_gpu_is_refused(library, source, tmp_path):
+    """The driver compiles it anew, but what needs 9.0 was left out of it: a step would do nothing."""
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("another reason comes first before 9.0")
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc")
+    older = tmp_path / "older.so"
+    target = "-gencode=arch=compute_80,code=compute_80"
+    command = ["nvcc", "-std=c++17", "-shared", "-Xcompiler", "-fPIC", target]
+    subprocess.run([*command, f"kernels/cuda/{source}.cu", "-o", older], cwd=gpu_models.ROOT, check=True)
+    name = {"rows_step": "mamba_rows_create"}.get(source, source.removeprefix("step_") + "_create")
+    create = getattr(ctypes.CDLL(str(older)), f"streamssm_cuda_{name}")
+    create.restype = ctypes.c_char_p
+    stack = KINDS["mamba2" if source == "step_mamba2" else "mamba"](layers=1, vocabulary=8)
+    layer = stack.layer_type(**{name: tensor.data_ptr() for name, tensor in stack.weights[0].items()})
+    model, handle = ctypes.byref(stack.model((stack.layer_type * 1)(layer))), ctypes.c_void_p()
+    rows = [ctypes.c_int64(1)] if source == "rows_step" else []
+    assert b"built for 9.0 or later" in create(model, *rows, ctypes.byref(handle))
