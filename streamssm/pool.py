@@ -74,6 +74,9 @@ class Pool:
     def __len__(self) -> int:
         return len(self._slots)
 
+    def __bool__(self) -> bool:
+        return True  # also while nobody has joined
+
     def __iter__(self) -> Iterator[Key]:
         return iter(list(self._slots))
 

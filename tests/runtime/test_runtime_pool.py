@@ -50,6 +50,13 @@ def test_a_slot_gives_what_a_stream_gives(opened, rng, name, block, items):
         np.testing.assert_allclose(found[key], y, rtol=1e-5, atol=1e-6)
 
 
+def test_an_empty_pool_is_true(opened):
+    _, model = opened("ema")
+    with model.pool(SLOTS, 1) as pool:
+        assert len(pool) == 0
+        assert pool
+
+
 OPERATIONS = st.lists(
     st.tuples(
         st.sampled_from(
