@@ -27,7 +27,8 @@ HOP = 160  # samples in a frame
 SPEECH_RANGE_DB = 35.0  # speech is what lies less than this under the loudest frame
 NOISY_RANGE_DB = 18.0  # a file with less room than this between speech and floor is dropped
 FLOOR_MARGIN_DB = 8.0  # in a noisy file, speech is at least this far above its floor
-MAX_SECONDS = 240  # of one noise file
+MAX_SECONDS = {"train": 110, "valid": 110, "far": 60, "test": 240}  # of one file
+TELEPHONE = {".g722": 16_000, ".gsm": 8_000}  # sample rates
 VALID_SHARE = 20  # one file in this many is for validation
 
 
@@ -62,20 +63,28 @@ class Pool:
         return cls(**{**fields, "groups": fields["groups"].tolist()})
 
 
-def decode(path: Path) -> np.ndarray:
-    """Any recording as float32 mono at 16 kHz."""
-    x, rate = _decode_g722(path) if path.suffix == ".g722" else sf.read(path, dtype="float32")
+def decode(path: Path, seconds: float | None = None) -> np.ndarray:
+    """Any recording, or its first seconds, as float32 mono at 16 kHz."""
+    x, rate = _decode_telephone(path) if path.suffix in TELEPHONE else _decode_file(path, seconds)
     x = x.mean(axis=1) if x.ndim == 2 else x
-    return soxr.resample(x, rate, RATE).astype(np.float32) if rate != RATE else x
+    x = soxr.resample(x, rate, RATE).astype(np.float32) if rate != RATE else x
+    return x if seconds is None else x[: round(seconds * RATE)]
 
 
-def _decode_g722(path: Path) -> tuple[np.ndarray, int]:
+def _decode_file(path: Path, seconds: float | None) -> tuple[np.ndarray, int]:
+    with sf.SoundFile(path) as file:
+        frames = -1 if seconds is None else round(seconds * file.samplerate)
+        return file.read(frames, dtype="float32"), file.samplerate
+
+
+def _decode_telephone(path: Path) -> tuple[np.ndarray, int]:
+    """Codecs without a header: the suffix names them."""
     import av
 
-    with av.open(str(path), format="g722") as container:
-        parts = [f.to_ndarray().reshape(-1) for f in container.decode(audio=0)]
-    whole = np.concatenate([np.zeros(0, np.int16), *parts])
-    return whole.astype(np.float32) / 32768.0, RATE
+    with av.open(str(path), format=path.suffix[1:]) as container:
+        frames = list(container.decode(audio=0))
+    whole = np.concatenate([np.zeros(0, np.int16), *(f.to_ndarray().reshape(-1) for f in frames)])
+    return whole.astype(np.float32) / 32768.0, TELEPHONE[path.suffix]
 
 
 def frame_levels(x: np.ndarray) -> np.ndarray:
@@ -111,12 +120,12 @@ def _widen(flags: np.ndarray, frames: int) -> np.ndarray:
 
 
 def recordings(cache: Path, split: str, role: str) -> list[tuple[str, Path]]:
-    """(package, file) of one role in one split ("train", "valid" or "test")."""
-    stored = "test" if split == "test" else "train"
+    """(package, file) of one role in one split ("train", "valid", "far" or "test")."""
+    stored = split if split in ("far", "test") else "train"
     found = [(s.package, f) for s in SOURCES for f in audio_files(cache, s, stored, role)]
     if not found:
         raise DataError(f"no {stored} {role} files in {cache}: run examples/audio/fetch.py first")
-    return [(p, f) for p, f in found if split == "test" or (split == "valid") == _is_valid(f)]
+    return [(p, f) for p, f in found if stored != "train" or (split == "valid") == _is_valid(f)]
 
 
 def _is_valid(path: Path) -> bool:
@@ -146,7 +155,7 @@ def _items(
     title = f"{split} {'speech' if speech else 'noise'}"
     for group, path in track(files, title, transient=True, disable=not sys.stderr.isatty()):
         try:
-            x = decode(path)[: MAX_SECONDS * RATE]
+            x = decode(path, MAX_SECONDS[split])
         except sf.LibsndfileError:
             continue
         frames = len(x) // HOP
@@ -169,7 +178,7 @@ def _active_level(x: np.ndarray, labels: np.ndarray) -> float:
 
 
 def main() -> int:
-    """Build the four pools of training and validation in the cache folder."""
+    """Build the pools of training and validation in the cache folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
     try:
@@ -181,7 +190,7 @@ def main() -> int:
 
 
 def _build_all(cache: Path) -> None:
-    for split in ("train", "valid"):
+    for split in ("train", "valid", "far"):
         for name, roles in (("speech", ("speech",)), ("noise", ("noise", "music"))):
             pool = build_pool(cache, split, roles)
             pool.save(cache / f"{split}-{name}.npz")

@@ -19,7 +19,7 @@ import zipfile
 from pathlib import Path
 
 from rich.progress import Progress
-from sources import SOURCES, Source
+from sources import AUDIO_SUFFIXES, SOURCES, Source
 
 from streamssm.atomic import write_bytes
 
@@ -35,7 +35,7 @@ def main() -> int:
     args = _arguments()
     try:
         fetch(args.cache, args.only)
-    except FetchError as error:
+    except (FetchError, OSError, zipfile.BadZipFile) as error:
         print(f"fetch: {error}", file=sys.stderr)
         return 1
     return 0
@@ -44,7 +44,8 @@ def main() -> int:
 def fetch(cache: Path, only: str | None = None) -> dict[str, dict[str, str]]:
     """Bring every wanted source into `cache`; what is already there is not fetched again."""
     cache.mkdir(parents=True, exist_ok=True)
-    wanted = [s for s in SOURCES if not only or any(p.split == only for p in s.parts)]
+    splits = {"train": ("train", "far"), "test": ("test",)}.get(only or "", ("train", "far", "test"))
+    wanted = [s for s in SOURCES if any(p.split in splits for p in s.parts)]
     manifest = read_manifest(cache)
     with Progress(disable=not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task("fetching", total=len(wanted))
@@ -70,6 +71,7 @@ def _fetch_one(source: Source, cache: Path) -> dict[str, str]:
         archive = download(source, work)
         digest = hashlib.sha256(archive.read_bytes()).hexdigest()
         unpack(archive, work / "files")
+        _unpack_nested(work / "files")
         target = cache / source.package
         shutil.rmtree(target, ignore_errors=True)
         (work / "files").rename(target)
@@ -89,7 +91,19 @@ def _download_debian(source: Source, work: Path) -> Path:
 
 
 def _unpack_debian(archive: Path, target: Path) -> None:
-    subprocess.run(["dpkg-deb", "-x", str(archive), str(target)], check=True)
+    done = subprocess.run(["dpkg-deb", "-x", str(archive), str(target)], capture_output=True, text=True)
+    if done.returncode:
+        raise FetchError(f"{archive.name} cannot be unpacked: {done.stderr.strip()}")
+
+
+def _unpack_nested(folder: Path) -> None:
+    """Games keep their sounds in zip files of other names: lay them out beside those."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".wz", ".pk3", ".zip") and path.is_file() and zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as inner:
+                sounds = [n for n in inner.namelist() if Path(n).suffix.lower() in AUDIO_SUFFIXES]
+                inner.extractall(path.with_suffix(".unpacked"), sounds)
+            path.unlink()
 
 
 def _download_pypi(source: Source, work: Path) -> Path:
@@ -114,7 +128,8 @@ _METHODS = {
 def _run(command: list[str], source: Source, work: Path) -> None:
     done = subprocess.run(command, cwd=work, capture_output=True, text=True)
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        lines = [line for line in done.stderr.strip().splitlines() if not line.startswith("W:")]
+        reason = (lines or ["no reason given"])[-1]
         raise FetchError(
             f"{source.package} {source.version}: {reason} "
             "(for Debian packages: use Debian 12 and run `apt-get update` first)"
@@ -136,7 +151,9 @@ def _write_manifest(cache: Path, manifest: dict[str, dict[str, str]]) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
-    parser.add_argument("--only", choices=("train", "test"), help="fetch one split only")
+    parser.add_argument(
+        "--only", choices=("train", "test"), help="one split only; train brings validation too"
+    )
     return parser.parse_args()
 
 

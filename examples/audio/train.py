@@ -1,10 +1,11 @@
 """Train the voice activity network on endless mixtures; CPU or CUDA, seeded, resumable.
 
     python examples/audio/train.py --config examples/audio/train.toml --out runs/vad
+    python examples/audio/train.py --config examples/audio/tune.toml --start runs/vad/best.pt --out runs/tuned
 
 `OUT/last.pt` is where to resume from, `OUT/best.pt` the best weights by validation ROC-AUC.
 Rows keep their recurrent state from one batch to the next with some probability, so that the
-network also learns what long streams look like.
+network also learns what long streams look like. On CUDA a whole update is one recorded graph.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ from pathlib import Path
 import torch
 from dataset import DataError, Pool
 from fetch import DEFAULT_CACHE
-from mixing import MixConfig, Mixer
-from model import ModelConfig, build, parameters, save
+from mixing import MixConfig, Mixer, Planner, Table
+from model import ModelConfig, build, load, parameters, save
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.data import DataLoader
+from validation import Validation
 
 from streamssm.atomic import replacing
-from streamssm.export.metrics import roc_auc
 
-VALID_ROWS, VALID_SEED = 64, 20_240
+SILENCE = -13.0  # log-mel of next to nothing
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class TrainConfig:
     """How long and how hard to train."""
 
     steps: int = 12_000
+    seconds: float = 0.0  # where above 0, the schedule follows the clock and ends here
     batch: int = 96
     lr: float = 3e-3
     lr_last: float = 1e-5
@@ -47,7 +50,10 @@ class TrainConfig:
     clip: float = 1.0
     average: float = 0.998  # of the weights that are validated and kept
     p_carry: float = 0.6  # chance that a row goes on from its last state
+    masked: float = 0.0  # share of rows that hear nothing of a random band of the spectrum
+    warped: float = 0.0  # largest change of the spectrum's scale, in half of the rows: other throats
     valid_every: int = 500
+    workers: int = 3
     seed: int = 1
 
 
@@ -55,78 +61,94 @@ class Trainer:
     """Everything that a training run remembers."""
 
     def __init__(self, model: ModelConfig, train: TrainConfig, mix: MixConfig, args):
-        self.model_config, self.train_config, self.out = model, train, args.out
+        model = load(args.start)[1] if args.start else model
+        self.model_config, self.train_config, self.mix_config, self.out = model, train, mix, args.out
         self.device = torch.device(args.device)
+        speech, noise = (Pool.load(args.cache / f"train-{name}.npz") for name in ("speech", "noise"))
+        planner = Planner(Table(speech, 0.8), Table(noise, 0.35), mix, train.batch, train.seed)
+        self.plans = planner
         torch.manual_seed(train.seed)
+        torch.set_float32_matmul_precision("high")
         if args.fast_scan:
-            import fast_scan
-
-            fast_scan.install()
-        self.network = build(model).to(self.device)
+            _fuse(self.device)
+        self.network = (load(args.start)[0].train() if args.start else build(model)).to(self.device)
         self.averaged = copy.deepcopy(self.network).requires_grad_(False).eval()
-        self.optimiser = _optimiser(self.network, train)
-        self.mixer = _mixer(args.cache, "train", mix, self.device, train.seed)
-        self.valid = _valid_set(args.cache, mix, self.device)
+        if train.masked or train.warped:
+            self.network[0].register_forward_hook(
+                lambda _, __, out: (mask_band(warp_bands(out[0], train.warped), train.masked), out[1])
+            )
+        self.optimiser = _optimiser(self.network, train, self.device)
+        self.mixer = Mixer(speech, noise, mix, self.device)
+        self.valid = Validation(args.cache, self.device)
         self.state = self.network.init_state(train.batch, self.device)
-        self.step, self.best, self.losses = 0, 0.0, []
+        self.step, self.best, self.losses, self.began = 0, 0.0, [], time.monotonic()
+        self.spent = 0.0  # seconds, before this process
+        self.update = Update(self, not args.no_graph)
 
     def run(self) -> None:
         """Train to the end, validating and saving on the way."""
-        began, first = time.monotonic(), self.step
+        self.began, first = time.monotonic(), self.step
         with _progress() as bar:
             task = bar.add_task("training", total=self.train_config.steps, completed=self.step)
-            while self.step < self.train_config.steps:
-                self.losses.append(self.one_step())
+            for plan in self._planned():
+                self.one_step(plan)
                 bar.update(task, completed=self.step)
-                if self.step % self.train_config.valid_every == 0:
-                    self.validate(began, first)
+                done = self.step >= self.train_config.steps or self.progress() >= 1
+                if done or self.step % self.train_config.valid_every == 0:
+                    self.validate(first)
+                if done:
+                    break
 
-    def one_step(self) -> Tensor:
-        """One update from one fresh batch; returns the loss without waiting for the device."""
+    def _planned(self):
+        """Plans of the steps to come, made by worker processes."""
+        steps = range(self.step, self.train_config.steps)
+        return DataLoader(
+            self.plans, batch_size=None, sampler=steps, num_workers=self.train_config.workers
+        ) if self.train_config.workers else map(self.plans.__getitem__, steps)  # fmt: skip
+
+    def progress(self) -> float:
+        """How much of the run is over, 0 to 1."""
         c = self.train_config
-        sound, labels = self.mixer.batch(c.batch)
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(c, self.step)
-        logits, state = self.network(sound, self._carried())
-        loss = binary_cross_entropy_with_logits(logits[..., 0], labels)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), c.clip)
-        self.optimiser.step()
-        self.state = {k: v.detach() for k, v in state.items()}
+        return (self.spent + time.monotonic() - self.began) / c.seconds if c.seconds else self.step / c.steps
+
+    def one_step(self, plan) -> None:
+        """One update from one fresh batch, without waiting for the device."""
+        sound, labels = self.mixer.mix(plan)
+        rate = learning_rate(self.train_config, self.step, self.progress())
+        self.losses.append(self.update(sound, labels, rate, self._keep()))
         self._average()
         self.step += 1
-        return loss.detach()
 
-    def _carried(self) -> dict[str, Tensor]:
-        keep = self.mixer.coin(self.train_config.p_carry, self.train_config.batch)
-        return {k: v * keep.to(v.dtype).view(-1, *[1] * (v.ndim - 1)) for k, v in self.state.items()}
+    def _keep(self) -> Tensor:
+        rng = torch.Generator().manual_seed(self.train_config.seed * 1_000_003 + self.step)
+        keep = torch.rand(self.train_config.batch, generator=rng) < self.train_config.p_carry
+        return keep.float().to(self.device, non_blocking=True)
 
     @torch.no_grad()
     def _average(self) -> None:
         weight = 1 - min(self.train_config.average, (1 + self.step) / (10 + self.step))
-        for mean, now in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
-            mean.lerp_(now, weight)
+        torch._foreach_lerp_(list(self.averaged.parameters()), list(self.network.parameters()), weight)
 
     @torch.no_grad()
-    def validate(self, began: float, first: int) -> None:
+    def validate(self, first: int) -> None:
         """Score the averaged weights on the fixed validation mixtures and save."""
-        scores = [self.averaged(sound, None)[0][..., 0].cpu() for sound, _ in self.valid]
-        labels = [labels.cpu() for _, labels in self.valid]
-        auc = roc_auc(torch.cat(scores).numpy(), torch.cat(labels).numpy())
+        rate = (self.step - first) / (time.monotonic() - self.began)
+        scores = self.valid.score(self.averaged)
         loss = float(torch.stack(self.losses).mean())
-        rate = (self.step - first) / (time.monotonic() - began)
+        if not math.isfinite(loss):
+            raise DataError(f"the loss is {loss} after {self.step} steps: try a lower lr")
         self.losses = []
-        _report(self.out, step=self.step, loss=loss, valid_auc=auc, steps_per_s=rate)
-        if auc > self.best:
-            self.best = auc
-            self.save_best(auc)
+        seconds = time.monotonic() - self.began
+        _report(self.out, step=self.step, seconds=seconds, loss=loss, steps_per_s=rate, **scores)
+        if scores["valid"] > self.best:
+            self.best = scores["valid"]
+            self.save_best(scores)
         self.save_last()
 
-    def save_best(self, auc: float) -> None:
+    def save_best(self, scores: dict[str, float]) -> None:
         """Keep these averaged weights as the best so far."""
-        notes = {"step": self.step, "valid_auc": auc, "train": asdict(self.train_config)}
-        notes["mix"] = asdict(self.mixer.config)
+        notes = {"step": self.step, "valid_auc": scores["valid"], "train": asdict(self.train_config)}
+        notes |= {"mix": asdict(self.mix_config), "scores": scores}
         save(self.out / "best.pt", self.averaged, self.model_config, **notes)
 
     def save_last(self) -> None:
@@ -135,35 +157,120 @@ class Trainer:
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "mixer": self.mixer.state(),
             "state": self.state,
             "step": self.step,
             "best": self.best,
+            "spent": self.spent + time.monotonic() - self.began,
         }
         with replacing(self.out / "last.pt") as scratch:
             torch.save(everything, scratch)
 
     def resume(self) -> None:
-        """Go on from `last.pt`, if there is one."""
+        """Go on from `last.pt`, if there is one.
+
+        Raises:
+            DataError: it is of another network or batch.
+        """
         path = self.out / "last.pt"
         if not path.exists():
             return
         stored = torch.load(path, map_location=self.device, weights_only=True)
-        for part in ("network", "averaged", "optimiser"):
-            getattr(self, part).load_state_dict(stored[part])
-        self.mixer.restore(stored["mixer"])
-        self.state, self.step, self.best = stored["state"], stored["step"], stored["best"]
+        try:
+            for part in ("network", "averaged", "optimiser"):
+                getattr(self, part).load_state_dict(stored[part])
+            for name, value in self.state.items():
+                value.copy_(stored["state"][name])
+        except (RuntimeError, KeyError):
+            raise DataError(f"{path} is of another network or batch: give another --out") from None
+        self.step, self.best, self.spent = stored["step"], stored["best"], stored["spent"]
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then half a cosine down to `lr_last`."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.lr_last + (config.lr - config.lr_last) * 0.5 * (1 + math.cos(math.pi * done))
+class Update:
+    """One step of the optimiser, as a function of (sound, labels, learning rate, rows to carry).
+
+    On CUDA the third call records everything from the forward pass to the new weights in a graph,
+    and later calls replay it: several thousand small kernels for the price of one launch.
+    """
+
+    def __init__(self, trainer: Trainer, recorded: bool):
+        self.t, self.recorded, self.calls, self.graph = trainer, recorded, 0, None
+
+    def __call__(self, sound: Tensor, labels: Tensor, rate: float, keep: Tensor) -> Tensor:
+        """The loss of this step, on the device."""
+        for group in self.t.optimiser.param_groups:
+            group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else group.update(lr=rate)
+        self.calls += 1
+        if self.t.device.type != "cuda" or not self.recorded:
+            return self._eager(sound, labels, keep)
+        if self.graph is None:
+            return self._warm(sound, labels, keep)
+        for held, new in zip(self.inputs, (sound, labels, keep), strict=True):
+            held.copy_(new)
+        self.graph.replay()
+        return self.loss.clone()
+
+    def _warm(self, sound: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        """The first calls run as they are, on a stream of their own; then comes the recording."""
+        if self.calls == 1:
+            self.inputs = [sound.clone(), labels.clone(), keep.clone()]
+            self.stream = torch.cuda.Stream()
+        for held, new in zip(self.inputs, (sound, labels, keep), strict=True):
+            held.copy_(new)
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            loss = self._eager(*self.inputs)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        if self.calls == 3:
+            torch.cuda.synchronize()
+            self.t.optimiser.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.loss = self._eager(*self.inputs)
+        return loss
+
+    def _eager(self, sound: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        t = self.t
+        held = {k: v * keep.to(v.dtype).view(-1, *[1] * (v.ndim - 1)) for k, v in t.state.items()}
+        logits, state = t.network(sound, held)
+        loss = binary_cross_entropy_with_logits(logits[..., 0].float(), labels)
+        t.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(t.network.parameters(), t.train_config.clip)
+        t.optimiser.step()
+        for name, value in state.items():
+            t.state[name].copy_(value.detach())
+        return loss.detach()
 
 
-def _optimiser(network: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def mask_band(mel: Tensor, share: float) -> Tensor:
+    """mel [B, T, M] with up to a quarter of the bands at the level of silence, in this share of rows."""
+    rows, _, bands = mel.shape
+    dice = torch.rand(3, rows, 1, 1, device=mel.device)
+    width = dice[0] * bands / 4
+    first = dice[1] * (bands - width)
+    band = torch.arange(bands, device=mel.device)
+    return torch.where((band >= first) & (band < first + width) & (dice[2] < share), SILENCE, mel)
+
+
+def warp_bands(mel: Tensor, most: float) -> Tensor:
+    """mel [B, T, M] read at bands scaled by up to 1 +- `most` and moved by up to 2, in half of the rows."""
+    rows, _, bands = mel.shape
+    scale, shift, dice = torch.rand(3, rows, 1, device=mel.device)
+    band = torch.arange(bands, device=mel.device)
+    moved = (band * (1 + most * (2 * scale - 1)) + 4 * shift - 2).clamp(0, bands - 1)
+    at = torch.where((dice < 0.5) & (most > 0), moved, band)
+    return mel @ (1 - (band[:, None] - at[:, None]).abs()).clamp(min=0)
+
+
+def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
+    """Linear warm-up by steps, then half a cosine over the run's progress down to `lr_last`."""
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    rate = config.lr_last + (config.lr - config.lr_last) * cosine
+    return rate * min(1.0, (step + 1) / config.warmup)
+
+
+def _optimiser(network: torch.nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
     """AdamW; weight decay on matrices only, and not on the state matrix of a Mamba layer."""
     named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
     decayed = [p for n, p in named if p.ndim > 1 and "A_log" not in n]
@@ -172,18 +279,21 @@ def _optimiser(network: torch.nn.Module, config: TrainConfig) -> torch.optim.Opt
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+    cuda = device.type == "cuda"
+    rate = torch.tensor(config.lr, device=device) if cuda else config.lr
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), capturable=cuda, fused=cuda or None)
 
 
-def _mixer(cache: Path, split: str, mix: MixConfig, device: torch.device, seed: int) -> Mixer:
-    speech, noise = (Pool.load(cache / f"{split}-{name}.npz") for name in ("speech", "noise"))
-    return Mixer(speech, noise, mix, device, seed)
-
-
-def _valid_set(cache: Path, mix: MixConfig, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    config = MixConfig(frames=mix.frames, snr_db=(0.0, 20.0), p_no_noise=0.0)
-    mixer = _mixer(cache, "valid", config, device, VALID_SEED)
-    return [mixer.batch(16) for _ in range(VALID_ROWS // 16)]
+def _fuse(device: torch.device) -> None:
+    """Triton kernels on CUDA; elsewhere the run is the same, only slower."""
+    if device.type != "cuda":
+        print(f"train: --fast-scan does nothing on {device.type}", file=sys.stderr)
+        return
+    try:
+        import fast_scan
+    except ImportError:
+        raise DataError("--fast-scan needs Triton: pip install triton, or leave it out") from None
+    fast_scan.install()
 
 
 def _progress() -> Progress:
@@ -234,8 +344,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--config", type=Path)
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
     parser.add_argument("--out", type=Path, default=Path("runs/vad"))
+    parser.add_argument("--start", type=Path, help="go on from the weights of this .pt file")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--fast-scan", action="store_true", help="fused scan (CUDA, Triton)")
+    parser.add_argument("--no-graph", action="store_true", help="on CUDA: launch every kernel by itself")
     return parser.parse_args()
 
 
