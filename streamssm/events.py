@@ -20,6 +20,7 @@ from streamssm.manifest import EventRule
 Event = dict[str, Any]
 
 _STATE = ("index", "active", "run")
+_COUNTS = ("index", "ending", "free")  # of a detector of classes
 _NONE = -1  # no event is open
 
 
@@ -189,24 +190,26 @@ class ClassDetector:
         state = {"index": self._index, "open": self._open, "ending": self._ending, "free": self._free}
         return state | {"runs": list(self._runs)}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, object]) -> None:
         """Continue where :meth:`state` was taken.
 
         Raises:
             SnapshotError: not such a state; the detector is as it was.
         """
-        try:
-            index, opened, ending, free = (int(state[key]) for key in ("index", "open", "ending", "free"))
-            runs = [int(run) for run in state["runs"]]
-        except (KeyError, TypeError, ValueError):
-            index = opened = ending = free = 0
-            runs = []
-        classes = len(self._labels)
-        if len(runs) != classes or min(index, ending, free, *runs) < 0 or not _NONE <= opened < classes:
+        opened, runs = state.get("open"), state.get("runs")
+        listed = runs if isinstance(runs, list | tuple) else ()
+        counts = [state.get(key) for key in _COUNTS] + list(listed)  # none is above the first
+        values = [value for value in (opened, *counts) if type(value) is int]
+        whole = len(values) == len(_COUNTS) + len(self._labels) + 1 == len(counts) + 1
+        if (
+            not whole
+            or not 0 <= min(values[1:]) <= max(values[1:]) == values[1]
+            or not _NONE <= values[0] < len(self._labels)
+        ):
             raise SnapshotError(
                 f"the event state {dict(state)!r} is not one that a detector of classes saved"
             )
-        self._index, self._open, self._ending, self._free, self._runs = index, opened, ending, free, runs
+        self._open, self._index, self._ending, self._free, *self._runs = values
 
     def _item(self, values: npt.NDArray[np.float32], above: list[bool], below: list[bool]) -> list[Event]:
         """The events that one item completes: an end, a start, or both."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from wrist_data import CACHE, LABELS, RATE, DataError, load
-from wrist_folds import networks
+from wrist_folds import networks, of_fold
 from wrist_model import exportable
 
 from streamssm.errors import StreamSSMError
@@ -60,8 +60,8 @@ def main() -> int:
     args = parser.parse_args()
     try:
         example = load(args.cache)[0].x[:200]
-        manifest = export_networks(exportable(networks()[args.fold]), args.out, example)
-    except (DataError, KeyError, StreamSSMError, OSError) as error:
+        manifest = export_networks(exportable(of_fold(networks(), args.fold)), args.out, example)
+    except (DataError, StreamSSMError, OSError) as error:
         print(f"export_model: {error}", file=sys.stderr)
         return 1
     size = args.out.stat().st_size

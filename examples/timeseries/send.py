@@ -34,8 +34,14 @@ Send = Callable[[int, np.ndarray], None]
 def playlist(
     series: list[Series], subject: int, seconds: float
 ) -> tuple[np.ndarray, list[tuple[float, str]]]:
-    """Samples [T, 6] of one arm's exercises after one another, and when each begins."""
+    """Samples [T, 6] of one arm's exercises after one another, and when each begins.
+
+    Raises:
+        DataError: nobody has this number.
+    """
     mine = [one for one in of(series, (subject,)) if one.side == 0]
+    if not mine:
+        raise DataError(f"--subject {subject}: use one of 1 to {max(one.subject for one in series)}")
     cut = [one.x[: round(seconds * RATE)] for one in mine]
     begins = np.cumsum([0, *(len(x) for x in cut)])[:-1] / RATE
     return np.concatenate(cut), [(float(t), LABELS[one.label]) for t, one in zip(begins, mine, strict=True)]

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from wrist_batches import AugmentConfig, Batches, rotation
-from wrist_data import Series, windows
-from wrist_folds import starts
+from wrist_data import DataError, Series, windows
+from wrist_folds import ask, fold_models, scores, starts
 from wrist_mirror import mirrored
 from wrist_model import Averages, ModelConfig, WithSquares, build, ensemble, exportable, load, save
-from wrist_scores import confusion, f1, interval, macro_f1
+from wrist_scores import confusion, f1, furthest, interval, macro_f1
 from wrist_training import Member, TrainConfig, Training, schedule
 
 import streamssm
@@ -95,6 +95,32 @@ def test_a_training_resumes_where_it_stood():
         torch.testing.assert_close(value, second.averaged[name], msg=name)
 
 
+@pytest.mark.parametrize(
+    ("member", "config", "augment"),
+    [
+        (Member("a", (2,)), {}, {}),
+        (Member("b", (1,)), {}, {}),
+        (Member("a", (1,), 0, {"warp": 1.0}), {}, {}),
+        (Member("a", (1,)), {"lr": 1.0}, {}),
+        (Member("a", (1,)), {}, {"p_mirror": 0.0}),
+    ],
+)
+def test_weights_of_other_folds_are_never_taken(member, config, augment):
+    def fresh(members: list[Member], config: dict, augment: dict) -> Training:
+        train = TrainConfig(batch=2, length=40, steps=4, **config)
+        return Training(some_series(), members, SHALLOW, train, AugmentConfig(**augment), CPU)
+
+    state = fresh([Member("a", (1,))], {}, {}).state()
+    for members in ([member], [Member("a", (1,)), Member("b", (2,))]):
+        with pytest.raises(DataError, match="--out of its own"):
+            fresh(members, config, augment).restore(state)
+
+
+def test_a_fold_that_is_missing_is_named():
+    with pytest.raises(DataError, match="no network of fold 2; there are those of 1"):
+        fold_models({"1": [build(SHALLOW)]})
+
+
 def test_held_out_people_are_never_drawn():
     series = [Series(np.full_like(s.x, s.subject), s.label, s.subject, s.side) for s in some_series()]
     still = AugmentConfig(1.0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -135,6 +161,22 @@ def test_scores_are_those_of_the_definition():
     tables = confusion(labels, chosen, np.array([1, 1, 1, 2, 2, 2, 2, 2, 2]))
     assert f1(tables.sum(0)) == pytest.approx(macro_f1(labels, chosen))
     assert interval(tables, tables) == (0.0, 0.0)
+
+
+def test_every_score_counts_against_the_bar():
+    series = [Series(np.full((500, 6), label, np.float32), label, 1, 0) for label in range(7)]
+
+    def model(x: np.ndarray) -> np.ndarray:  # sees the label; of whole series' first half another, less sure
+        answers = np.eye(7, dtype=np.float32)[x[..., 0].astype(int)]
+        if x.shape[1] == 500:
+            answers[:, :250] = np.roll(answers[:, :250], 1, -1) / 2
+        return answers
+
+    found = scores(ask(series, {1: model}, lambda line: None), series)
+    assert found == {"1 s": 1.0, "2 s": 1.0, "4 s": 1.0, "8 s": 1.0, "whole": 1.0, "every": 0.5}
+    for name in found:
+        assert furthest({"float32": found, "int8": found | {name: found[name] - 0.25}}) == 0.25
+    assert furthest({"float32": found | {"bytes": 9}, "int8": found | {"bytes": 1}}) == 0
 
 
 def test_the_schedule_rises_and_falls():

@@ -49,9 +49,12 @@ def read_recipe(path: Path) -> Recipe:
     """The tables of a TOML file; whatever it leaves out keeps its default.
 
     Raises:
-        DataError: an unknown table or setting.
+        DataError: no TOML, or an unknown table or setting.
     """
-    tables = tomllib.loads(path.read_text())
+    try:
+        tables = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"{path}: {error}") from None
     kinds = {"model": ModelConfig, "train": TrainConfig, "augment": AugmentConfig}
     if unknown := set(tables) - {*kinds, "candidates"}:
         raise DataError(f"{path}: unknown table {sorted(unknown)}: use {sorted([*kinds, 'candidates'])}")

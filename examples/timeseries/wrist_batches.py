@@ -33,7 +33,7 @@ class AugmentConfig:
     p_posture: float = 0.5
     gain: float = 0.07
     offset: float = 0.05  # g and rad/s
-    noise: float = 0.05  # of each axis' typical deviation
+    noise: float = 0.05  # g and rad/s
     p_mirror: float = 0.5
     mix: float = 0.0  # the largest share of another row's sensor values and label
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from wrist_data import RATE, SECONDS, STEP, SUBJECTS, DataError, Series, of
 from wrist_model import Sequential, ensemble, load
+from wrist_scores import macro_f1
 
 NETWORKS = Path(__file__).resolve().parent / "networks"
 BATCH = 64  # windows that are scored at a time
@@ -49,8 +50,23 @@ def networks(folder: Path = NETWORKS) -> dict[str, list[Sequential]]:
 
 
 def fold_models(found: Mapping[str, Sequence[Sequential]]) -> dict[int, Model]:
-    """Each person's model: the ensemble of the networks that were trained without this person."""
-    return {person: _torch_model(ensemble(found[str(person)])) for person in SUBJECTS}
+    """Each person's model: the ensemble of the networks that were trained without this person.
+
+    Raises:
+        DataError: a fold is missing.
+    """
+    return {person: _torch_model(ensemble(of_fold(found, str(person)))) for person in SUBJECTS}
+
+
+def of_fold(found: Mapping[str, Sequence[Sequential]], fold: str) -> Sequence[Sequential]:
+    """The networks of a fold: "1" to "10", or "all".
+
+    Raises:
+        DataError: there are none.
+    """
+    if fold not in found:
+        raise DataError(f"no network of fold {fold}; there are those of {', '.join(found)}")
+    return found[fold]
 
 
 def _torch_model(network: Sequential) -> Model:
@@ -92,3 +108,17 @@ def ask(series: Sequence[Series], models: Mapping[int, Model], say: Callable[[st
         say(f"subject {person}: {len(x)} windows")
     joined = (np.concatenate(parts) for parts in (windows, labels, people, places))
     return Answers(*joined, whole)
+
+
+def scores(answers: Answers, series: Sequence[Series]) -> dict[str, float]:
+    """Macro-F1 after each number of seconds, of whole series, and at every sample of them."""
+    found = {}
+    for seconds in SECONDS:
+        there = answers.after(seconds * RATE)
+        chosen = answers.windows[there, seconds * RATE - 1].argmax(-1)
+        found[f"{seconds} s"] = macro_f1(answers.label[there], chosen)
+    labels = np.array([one.label for one in series])
+    found["whole"] = macro_f1(labels, np.array([p.mean(0).argmax() for p in answers.whole]))
+    each = np.repeat(labels, [len(p) for p in answers.whole])
+    found["every"] = macro_f1(each, np.concatenate([p.argmax(-1) for p in answers.whole]))
+    return {name: round(score, 4) for name, score in found.items()}

@@ -3,6 +3,8 @@ not independent, so that people are drawn, never windows."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 DRAWS, SEED = 10_000, 1
@@ -36,3 +38,8 @@ def interval(tables: np.ndarray, other: np.ndarray | None = None) -> tuple[float
         scores = scores - f1(other[drawn].sum(1))
     low, high = np.percentile(scores, [2.5, 97.5])
     return float(low), float(high)
+
+
+def furthest(found: Mapping[str, Mapping[str, float]], of: str = "float32") -> float:
+    """The largest difference of a score to the one of the same name of ``of``; bytes are none."""
+    return max(abs(found[of][n] - row[n]) for row in found.values() for n in found[of] if n != "bytes")

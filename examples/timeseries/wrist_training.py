@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 from wrist_batches import AugmentConfig, Batches
-from wrist_data import RATE, SECONDS, Series, of
+from wrist_data import RATE, SECONDS, DataError, Series, of
 from wrist_folds import starts
 from wrist_model import ModelConfig, build
 from wrist_model import save as save_networks
@@ -76,6 +76,8 @@ class Training:
         strengths = [AugmentConfig(**{**asdict(augment), **member.augment}) for member in members]
         held_out = [member.held_out for member in members]
         self.batches = Batches(series, held_out, strengths, train.length, device, train.seed)
+        self._made_as = [asdict(model), asdict(train), [m.name for m in members], held_out]
+        self._made_as += [[asdict(strength) for strength in strengths]]
         settled = torch.arange(1, train.length + 1, device=device) / train.settle
         self.importance = settled.clamp(max=1.0)
         self.step, self.spent = 0, 0.0  # spent: seconds of training
@@ -138,6 +140,7 @@ class Training:
     def state(self) -> dict[str, Any]:
         """All that `restore` needs."""
         return {
+            "made_as": self._made_as,
             "step": self.step,
             "spent": self.spent,
             "weights": {n: p.detach() for n, p in self.weights.items()},
@@ -147,7 +150,16 @@ class Training:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
+        """Go on where `state` was taken.
+
+        Raises:
+            DataError: it is of other networks or of another recipe; weights of one fold must never get into
+                another, whose person they have seen.
+        """
+        if state.get("made_as") != self._made_as:
+            raise DataError(
+                "last.pt is of other networks or of another recipe: give this run an --out of its own"
+            )
         self.step, self.spent = state["step"], state["spent"]
         with torch.no_grad():
             for name, value in state["weights"].items():

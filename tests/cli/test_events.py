@@ -152,10 +152,43 @@ def test_any_split_gives_the_same_events_of_classes(runs, cuts):
     assert indices == sorted(indices)
 
 
+def told(events: list[dict]) -> list[tuple[str, str, int]]:
+    return [(e["event"], e["label"], e["index"]) for e in events]
+
+
+def test_a_class_that_was_sure_before_the_end_starts_at_the_end():
+    """0.6 is sure, 0.4 does not speak for an end, in float32; NaN is neither."""
+    detector = ClassDetector(CLASSES, LABELS, 100.0)
+    assert told(detector.push([[0.6, 0, 0]] * 3 + [[0.4, 0.7, 0.6]] * 9)) == [("start", "row", 0)]
+    nan = float("nan")
+    assert detector.push([[0.39, 0.7, 0.6]] * 4 + [[nan, 0.7, 0.6]] + [[0.39, 0.6, 0.7]] * 4) == []
+    found = told(detector.push([[0.39, 0.6, 0.7]]))
+    assert found == [("end", "row", 17), ("start", "turn", 17)]  # the likeliest now; it was sure since 3
+
+
+def test_what_is_missing_counts_for_no_class():
+    detector = ClassDetector(CLASSES, LABELS, 100.0)
+    detector.push(certain((0, 2)))
+    detector.pass_over(10)
+    assert told(detector.push(certain((0, 3), (1, 4)))) == [("start", "row", 12)]
+    detector.pass_over(10)
+    assert told(detector.push(certain((1, 5)))) == [("end", "row", 29), ("start", "lift", 29)]
+    assert told(detector.flush()) == [("end", "lift", 33)]
+    assert detector.push(certain((2, 2))) == detector.flush() == []
+    detector.reset()
+    assert detector.state() == ClassDetector(CLASSES, LABELS, 100.0).state()
+
+
 def test_detectors_of_classes_refuse_what_is_not_theirs():
     detector = ClassDetector(CLASSES, LABELS, 100.0)
     with pytest.raises(InputError, match=r"shape \(4, 2\); pass \[F, 3\]"):
         detector.push(np.zeros((4, 2)))
-    for state in ({}, {"index": 1, "active": 0, "run": 0}, detector.state() | {"runs": [0, 0]}):
+    detector.push(certain((0, 4), (-1, 2)))
+    good = detector.state()
+    bad = [{"runs": [0, 0]}, {"runs": "000"}, {"runs": [0, 0, 7]}, {"runs": None}, {"open": 3}, {"open": -2}]
+    bad += [{"index": value} for value in ("6", 6.0, True, float("inf"), None, -1)]
+    bad += [{"free": 7}, {"ending": 7}, {"ending": -1}]
+    for state in ({}, {"index": 1, "active": 0, "run": 0}, *(good | change for change in bad)):
         with pytest.raises(SnapshotError, match="detector of classes"):
             detector.restore(state)
+    assert detector.state() == good
