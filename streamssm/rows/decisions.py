@@ -22,6 +22,9 @@ class DecisionRows:
     items had been read for it. Classes are the columns of the model's probabilities or logits (of which a
     softmax is taken); a single column is that class against its opposite, "not LABEL".
 
+    Where the sequence ends within the input of an output item, zeros stand for the rest. Such an item decides
+    nothing, for zeros are letters to a model of letters; a sequence too short for any other has no label.
+
     Raises:
         UsageError: the model has no such output, or the threshold is none.
     """
@@ -63,8 +66,9 @@ class DecisionRows:
 
     def push(self, outputs: Outputs) -> list[Row]:
         """The row, if one of these items decides."""
-        items = outputs[self._output]
-        first, self._items = self._items, self._items + len(items)
+        first, items = self._items, outputs[self._output]
+        self._items += len(items)
+        items = items[: max(0, self._whole() - first)]
         if self._decided or not len(items):
             return []
         probabilities = self._probabilities(items)
@@ -77,7 +81,7 @@ class DecisionRows:
         return [self._row(probabilities[place].tolist(), self._needed(first + place), True)]
 
     def flush(self) -> list[Row]:
-        """The row of a sequence that was not decided; without a label if it had no items."""
+        """The row of a sequence that was not decided; without a label if no item was whole."""
         index = self._read or self._needed(self._items - 1)
         rows = [] if self._decided else [self._row(self._last, index, False)]
         self._read = self._items = 0
@@ -100,6 +104,11 @@ class DecisionRows:
             raise SnapshotError("the snapshot holds no decision; it was saved without --decide")
         self._read, self._items = int(state["read"]), int(state["items"])
         self._last, self._decided = state["last"], bool(state["decided"])
+
+    def _whole(self) -> int:
+        """How many output items have all of their own input; what they look ahead at may be missing."""
+        up, down = self._ratio
+        return self._read * up // down if self._read else self._items
 
     def _needed(self, item: int) -> int:
         """Input items without which output item number ``item`` is not known, of those that there are."""

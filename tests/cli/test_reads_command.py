@@ -131,6 +131,21 @@ def test_decisions_do_not_depend_on_the_split_and_can_be_saved(model):
         rows.restore({"index": 3})
 
 
+def test_an_answer_that_lacks_input_decides_nothing():
+    manifest = load("host").manifest  # one answer for 100 bases; the end of a read is padded with A
+
+    def row_of(bases: int, *human: float) -> dict:
+        rows = DecisionRows(manifest, 0.9)
+        rows.count(bases)
+        found = rows.push({"host": np.array(human, np.float32).reshape(-1, 1)}) + rows.flush()
+        assert len(found) == 1
+        return found[0]
+
+    assert row_of(134, 0.75, 0.01) == {"label": "human", "probability": 0.75, "index": 134, "decided": False}
+    assert row_of(60, 0.01) == {"label": None, "probability": None, "index": 60, "decided": False}
+    assert row_of(200, 0.75, 0.95) == {"label": "human", "probability": 0.95, "index": 200, "decided": True}
+
+
 def test_a_single_column_is_a_class_and_its_opposite(made):
     manifest = load(made / "voice.onnx").manifest
     rows = DecisionRows(manifest, 0.9)
