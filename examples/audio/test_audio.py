@@ -134,6 +134,7 @@ def test_made_noise_has_unit_power() -> None:
 
 
 def test_a_masked_band_is_silent_and_the_rest_untouched() -> None:
+    torch.manual_seed(0)
     mel = torch.zeros(50, 3, 40)
     masked = mask_band(mel, 0.5)
     rows = (masked != 0).any(2).any(1).float().mean()
@@ -142,6 +143,7 @@ def test_a_masked_band_is_silent_and_the_rest_untouched() -> None:
 
 
 def test_warped_bands_move_and_half_of_the_rows_do_not() -> None:
+    torch.manual_seed(0)
     mel = torch.arange(40.0).expand(200, 2, 40)
     torch.testing.assert_close(warp_bands(mel, 0.0), mel)
     moved = warp_bands(mel, 0.1)
@@ -149,7 +151,7 @@ def test_warped_bands_move_and_half_of_the_rows_do_not() -> None:
     assert 0.3 < same < 0.7
     inner = moved[:, :, 5:35]
     assert (inner - mel[:, :, 5:35]).abs().max() < 0.1 * 35 + 2.1
-    assert (inner.diff(dim=2) - 1).abs().max() < 0.11
+    assert (inner.diff(dim=2) - 1).abs().max() < 1 / 0.9 - 1 + 1e-3
 
 
 def test_binned_auc_is_the_auc_and_misses_follow_the_curve() -> None:
