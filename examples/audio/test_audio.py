@@ -151,7 +151,8 @@ def test_warped_bands_move_and_half_of_the_rows_do_not() -> None:
     assert 0.3 < same < 0.7
     inner = moved[:, :, 5:35]
     assert (inner - mel[:, :, 5:35]).abs().max() < 0.1 * 35 + 2.1
-    assert (inner.diff(dim=2) - 1).abs().max() < 1 / 0.9 - 1 + 1e-3
+    unclamped = moved[:, :, 5:33]
+    assert (unclamped.diff(dim=2) - 1).abs().max() < 0.1 + 1e-3
 
 
 def test_binned_auc_is_the_auc_and_misses_follow_the_curve() -> None:
