@@ -59,9 +59,16 @@ def fetch(cache: Path, only: str | None = None) -> dict[str, dict[str, str]]:
 
 
 def read_manifest(cache: Path) -> dict[str, dict[str, str]]:
-    """What is in the cache: package -> version, origin, licence and hash."""
+    """What is in the cache: package -> version, origin, licence and hash.
+
+    Raises:
+        FetchError: it is damaged.
+    """
     path = cache / "manifest.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise FetchError(f"{path} is damaged ({error}); delete it, and all is fetched again") from None
 
 
 def _fetch_one(source: Source, cache: Path) -> dict[str, str]:

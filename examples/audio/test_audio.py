@@ -299,8 +299,20 @@ def test_learning_rate_rises_then_falls() -> None:
 def test_unknown_settings_are_refused(tmp_path) -> None:
     path = tmp_path / "a.toml"
     path.write_text("[train]\nstep = 3\n")
-    with pytest.raises(Exception, match="unexpected keyword argument 'step'"):
+    with pytest.raises(DataError, match="unexpected keyword argument 'step'"):
         read_config(path)
+    path.write_text("[trains]\nsteps = 3\n")
+    with pytest.raises(DataError, match="unknown table"):
+        read_config(path)
+    path.write_text("[train\n")
+    with pytest.raises(DataError, match=r"a\.toml"):
+        read_config(path)
+
+
+def test_a_damaged_manifest_is_said(tmp_path) -> None:
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(fetch.FetchError, match="delete it"):
+        fetch.read_manifest(tmp_path)
 
 
 def test_blocks_of_a_peer_become_frames() -> None:

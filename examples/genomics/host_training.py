@@ -293,14 +293,18 @@ def _report(out: Path, **row: float) -> None:
 
 
 def read_config(path: Path | None) -> tuple[ModelConfig, TrainConfig, ErrorConfig]:
-    """The three tables of a TOML file; whatever it leaves out keeps its default."""
-    tables = tomllib.loads(path.read_text()) if path else {}
+    """The three tables of a TOML file; whatever it leaves out keeps its default.
+
+    Raises:
+        DataError: no TOML, or an unknown table or setting.
+    """
     kinds = {"model": ModelConfig, "train": TrainConfig, "errors": ErrorConfig}
-    if unknown := set(tables) - set(kinds):
-        raise DataError(f"{path}: unknown table {sorted(unknown)}: use {sorted(kinds)}")
     try:
+        tables = tomllib.loads(path.read_text()) if path else {}
+        if unknown := set(tables) - set(kinds):
+            raise DataError(f"{path}: unknown table {sorted(unknown)}: use {sorted(kinds)}")
         return tuple(kind(**_tuples(tables.get(name, {}))) for name, kind in kinds.items())
-    except TypeError as error:
+    except (TypeError, tomllib.TOMLDecodeError) as error:
         raise DataError(f"{path}: {error}") from None
 
 
