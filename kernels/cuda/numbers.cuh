@@ -31,8 +31,11 @@ __device__ inline float exp2_fast(float x) {
 __device__ inline float exp_fast(float x) { return exp2_fast(x * kPerOctave); }
 
 // max(x, 0) + log1p(e), e = exp(-|x|), by log1p(e) = 2 atanh(e / (2 + e)), whose argument is at most 1/3; to
-// 3 ulp. x itself above 20, as in kernels/reference_ops.py.
-__device__ inline float softplus(float x) {
+// 3 ulp. x itself above 20, as in kernels/reference_ops.py: softplus_curved leaves that choice to its caller, so
+// that several can be made side by side.
+constexpr float kSoftplusLinear = 20.0f;
+
+__device__ inline float softplus_curved(float x) {
   const float e = exp_fast(-fabsf(x)), s = __fdividef(e, 2.0f + e), q = s * s;
   float sum = 2.0f / 13.0f;
   sum = fmaf(sum, q, 2.0f / 11.0f);
@@ -41,8 +44,10 @@ __device__ inline float softplus(float x) {
   sum = fmaf(sum, q, 2.0f / 5.0f);
   sum = fmaf(sum, q, 2.0f / 3.0f);
   sum = fmaf(sum, q, 2.0f);
-  return x > 20.0f ? x : fmaf(sum, s, fmaxf(x, 0.0f));
+  return fmaf(sum, s, fmaxf(x, 0.0f));
 }
+
+__device__ inline float softplus(float x) { return x > kSoftplusLinear ? x : softplus_curved(x); }
 
 __device__ inline float silu(float x) { return __fdividef(x, 1.0f + exp_fast(-x)); }
 

@@ -102,19 +102,6 @@ __device__ void ring_fetch(const RingPointers& from, int t, int room, typename S
 // Keeps the compiler from moving what makes v to where v is used.
 __device__ inline void now(float& v) { asm volatile("" : "+f"(v)); }
 
-// softplus() up to 20, operation for operation, without its choice: a thread's six are then made side by side.
-__device__ inline float softplus_curved(float x) {
-  const float e = exp_fast(-fabsf(x)), s = __fdividef(e, 2.0f + e), q = s * s;
-  float sum = 2.0f / 13.0f;
-  sum = fmaf(sum, q, 2.0f / 11.0f);
-  sum = fmaf(sum, q, 2.0f / 9.0f);
-  sum = fmaf(sum, q, 2.0f / 7.0f);
-  sum = fmaf(sum, q, 2.0f / 5.0f);
-  sum = fmaf(sum, q, 2.0f / 3.0f);
-  sum = fmaf(sum, q, 2.0f);
-  return fmaf(sum, s, fmaxf(x, 0.0f));
-}
-
 // B, C, steps and inflows. Items after the row's end (not `real`) get step 0 and inflow 0: the states stay.
 template <class S, class Data>
 __device__ void ring_prepare(const float* bias, bool real, int stage, typename S::template Own<Data>& own) {
@@ -144,7 +131,7 @@ __device__ void ring_prepare(const float* bias, bool real, int stage, typename S
     const auto x = *reinterpret_cast<const Pair<2, Data>*>(&raw.x[l.item][ch]);
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      const float made = given[g][k] > 20.0f ? given[g][k] : curved[g][k], d = real ? made : 0.0f;
+      const float made = given[g][k] > kSoftplusLinear ? given[g][k] : curved[g][k], d = real ? made : 0.0f;
       own.drive[ch + k][l.item] = {d * kPerOctave, real ? d * widen(x.v[k]) : 0.0f};
     }
   }

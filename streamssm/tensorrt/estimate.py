@@ -83,14 +83,14 @@ class GpuRates:
 
 #: fitted to benchmarks/results/gpu.json: see benchmarks/plan.py
 H100_RATES = GpuRates(
-    start=4.12e-06,
-    rows=4.44e-06,
-    weights=0.898,
-    values=0.907,
+    start=3.24e-06,
+    rows=1.74e-06,
+    weights=0.798,
+    values=0.689,
     product=0.65,
-    scan=4.08,
-    dual=10.5,
-    single=0.486,
+    scan=8.07,
+    dual=25.9,
+    single=0.491,
 )
 H100_CLOCK = 1.98e9
 #: what pinned memory is copied at over PCIe 4 x16, and what a call with a wait costs the host beside that

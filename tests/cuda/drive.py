@@ -1,7 +1,7 @@
 """Short runs of the kernels for compute-sanitizer, which slows them down too much for the tests themselves.
 
     compute-sanitizer --tool racecheck --kernel-name kns=streamssm --error-exitcode 9 \
-        python tests/cuda/drive.py rows dual scan conv norms step-sizes chain step
+        python tests/cuda/drive.py rows dual scan ring conv norms step-sizes chain step
 
 The name keeps the tool off the kernels of PyTorch and of cuBLAS, some of which do not bear it. Racecheck
 fails on ``chain`` nevertheless; see docs/cuda-notes.md.
@@ -21,7 +21,7 @@ import gpu_models  # noqa: E402
 import gpu_rows  # noqa: E402
 import gpu_stacks  # noqa: E402
 from gpu_models import native  # noqa: E402
-from test_cuda_operators import CASES, CODES, LONG, TYPES, int32, noise, run  # noqa: E402
+from test_cuda_operators import CASES, CODES, LONG, TYPES, Scan, int32, noise, run  # noqa: E402
 from test_cuda_rows import KINDS as ROWS  # noqa: E402
 
 MOST = 70  # rows: more than one lane
@@ -67,6 +67,15 @@ def drive_scan(library: native.Library) -> None:
     """Steps, tiles and long calls, of few channels and of many."""
     drive_operators(library, {k: v for k, v in CASES.items() if k.startswith("scan")}, (1, 5, 100))
     drive_operators(library, {k: v for k, v in LONG.items() if k.startswith("scan")}, (1100,))
+
+
+def drive_ring(library: native.Library) -> None:
+    """Long scans of few rows in float16, whose warps take turns."""
+    for B in (1, 2):
+        op, T = Scan(784, 16), 2100
+        data, pool = op.data(B, T, torch.float16), noise(B + 1, *op.state_shape)
+        y, after = run(library, op, "float16", data, pool, int32([B, 0][:B]), int32([T - 5, 700][:B]))
+        finite(f"ring {B}", y, after)
 
 
 def drive_conv(library: native.Library) -> None:
@@ -139,6 +148,7 @@ DRIVES = {
     "rows": drive_rows,
     "dual": drive_dual,
     "scan": drive_scan,
+    "ring": drive_ring,
     "conv": drive_conv,
     "norms": drive_norms,
     "step-sizes": drive_step_sizes,
