@@ -7,34 +7,28 @@
         print(stream.flush())
 
 :meth:`Client.send` returns the rows that are there by now. An error of the server is raised, as the class of
-:mod:`streamssm.errors` that it names, by the call during which it arrives.
+:mod:`streamssm.errors` that it names, by the call during which it arrives. ``flush``, ``reset``, ``snapshot``
+and ``resume`` wait until all that was sent before is dealt with: if that raises, they were not carried out.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import AsyncExitStack, ExitStack
-from importlib import import_module
-from typing import Any, Self, cast
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from typing import Any, Self
 
-import msgspec
-import numpy as np
-import numpy.typing as npt
-
-from streamssm import errors
-from streamssm.errors import InputError, PoolFullError, ServerError, StreamSSMError, UsageError
-
-Array = npt.NDArray[Any]
-Row = dict[str, Any]
-
-_PATH = "/v1/stream"
-_TEXT = 1 << 17  # bytes of numbers that a server takes in a message
-_TOKEN = 21  # characters of the longest one, with its comma
-_SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
-_KINDS: dict[str, np.dtype[Any]] = {"f32le": np.dtype("<f4"), "s16le": np.dtype("<i2")}
+from streamssm.client_wire import (
+    Array,
+    Row,
+    Talk,
+    stream_address,
+    text,
+    unreachable,
+    websocket_options,
+    websockets_module,
+)
+from streamssm.errors import StreamSSMError
 
 
 def connect(
@@ -61,13 +55,13 @@ def connect(
         UsageError: the server cannot give what is asked for.
     """
     asked = {"model": model, "emit": emit, "rate": rate, "channels": channels, "encoding": encoding}
-    library, address = _library("websockets.sync.client"), _address(url, asked)
-    options = _options(token, timeout, ssl)
+    library, address = websockets_module("websockets.sync.client"), stream_address(url, asked)
+    options = websocket_options(token, timeout, ssl)
     stack = ExitStack()
     try:
         socket = stack.enter_context(library.connect(address, **options))
     except Exception as error:
-        raise _unreachable(url, error) from error
+        raise unreachable(url, error) from error
     client = Client(socket, encoding, channels, timeout, stack.close)
     try:
         client._until("ready")
@@ -94,13 +88,13 @@ async def aconnect(
         StreamSSMError: as of :func:`connect`.
     """
     asked |= {"model": model, "channels": channels, "encoding": encoding}
-    library, address = _library("websockets.asyncio.client"), _address(url, asked)
-    options = _options(token, timeout, ssl)
+    library, address = websockets_module("websockets.asyncio.client"), stream_address(url, asked)
+    options = websocket_options(token, timeout, ssl)
     stack = AsyncExitStack()
     try:
         socket = await stack.enter_async_context(library.connect(address, **options))
     except Exception as error:
-        raise _unreachable(url, error) from error
+        raise unreachable(url, error) from error
     client = AsyncClient(socket, encoding, channels, timeout, stack.aclose)
     try:
         await client._until("ready")
@@ -110,80 +104,7 @@ async def aconnect(
     return client
 
 
-class _Talk:
-    """What both clients share: arrays to messages, and messages to rows and answers."""
-
-    def __init__(
-        self, socket: Any, encoding: str, channels: int | None, timeout: float, leave: Callable[[], Any]
-    ):
-        self.ready: Row = {}  #: what the server said when the stream was opened
-        self.stats: Row = {}  #: what it said last, where stats were asked for
-        self._channels = channels
-        self._socket, self._timeout, self._leave = socket, timeout, leave
-        self._kind: np.dtype[Any] = _KINDS[encoding]
-        self._rows: list[Row] = []
-        self._fault: StreamSSMError | None = None
-
-    def _messages(self, x: Array | bytes | Iterable[Any]) -> list[bytes | str]:
-        """A chunk as messages that the server takes."""
-        most = int(self.ready.get("max_message", 1 << 20))
-        spec = self.ready["input"]
-        if spec["kind"] == "tokens":
-            tokens, size = np.asarray(x).tolist(), max(1, min(most - 64, _TEXT) // _TOKEN)
-            parts = [tokens[at : at + size] for at in range(0, len(tokens), size)]
-            return [_text({"type": "input", "x": part}) for part in parts]
-        data = x if isinstance(x, bytes) else self._typed(x).tobytes()
-        frame = self._kind.itemsize * (self._channels or math.prod(spec["shape"]))
-        size = max(frame, most - most % frame)
-        return [data[at : at + size] for at in range(0, len(data), size)]
-
-    def _typed(self, x: Any) -> Array:
-        array = np.asarray(x, None if isinstance(x, np.ndarray) else self._kind)
-        if array.dtype.newbyteorder("=") != self._kind.newbyteorder("="):
-            raise InputError(
-                f"the chunk is {array.dtype}, the stream sends {self._kind.name}; convert it first"
-            )
-        return np.ascontiguousarray(array, self._kind)
-
-    def _take(self, data: str | bytes) -> Row:
-        """Sort a message: rows are kept; what may be an answer is returned."""
-        if isinstance(data, bytes):
-            return {"type": "binary", "data": data}
-        message: Row = msgspec.json.decode(data)
-        kind = message.pop("type", None)
-        if kind == "row":
-            self._rows.append(message)
-        elif kind == "stats":
-            self.stats = message
-        elif kind == "error":
-            self._fault = _known(message)
-            if not message.get("fatal"):
-                raise self._fault
-        elif kind == "ready":
-            self.ready = message
-        return {"type": kind, **message}
-
-    def arrived(self) -> list[Row]:
-        """Rows that have arrived and were not yet returned, without looking for more: after a snapshot those
-        of the items before it, after an error those before that."""
-        rows, self._rows = self._rows, []
-        return rows
-
-    def _answer(self, data: str | bytes | None, kind: str) -> Row | None:
-        """The message, if it is the answer that is waited for."""
-        if data is None:
-            raise ServerError(f"the server gave no {kind!r} within {self._timeout:g} s")
-        message = self._take(data)
-        return message if message["type"] == kind else None
-
-    def _lost(self, error: Exception) -> StreamSSMError:
-        """What a lost connection means."""
-        if self._fault is not None:
-            return self._fault
-        return ServerError(f"the server ended the connection: {error}")
-
-
-class Client(_Talk):
+class Client(Talk):
     """A stream on a server, made by :func:`streamssm.connect`. It belongs to one thread at a time."""
 
     def send(self, x: Array | bytes | Iterable[Any]) -> list[Row]:
@@ -220,8 +141,10 @@ class Client(_Talk):
 
     def resume(self, snapshot: bytes) -> int:
         """Go on from a snapshot; returns the next item to send."""
-        self._put(_text({"type": "resume"}))
-        self._put(snapshot)
+        data = self._saved(snapshot)
+        self._catch_up()
+        self._put(text({"type": "resume"}))
+        self._put(data)
         return int(self._until("resumed")["item"])
 
     def close(self) -> None:
@@ -235,8 +158,16 @@ class Client(_Talk):
         self.close()
 
     def _ask(self, command: str, answer: str) -> Row:
-        self._put(_text({"type": command}))
+        self._catch_up()
+        self._put(text({"type": command}))
         return self._until(answer)
+
+    def _catch_up(self) -> None:
+        """Wait until the server has dealt with all that was sent."""
+        message, id_ = self._fence()
+        self._put(message)
+        while self._until("pong")["id"] != id_:
+            pass
 
     def _until(self, answer: str) -> Row:
         while True:
@@ -260,15 +191,18 @@ class Client(_Talk):
 
     def _closed(self, error: Exception) -> StreamSSMError:
         """The reason may lie among what has arrived."""
-        try:
-            while self._fault is None:
+        told: StreamSSMError | None = None
+        while self._fault is None:
+            try:
                 self._take(self._socket.recv(0.1))
-        except Exception:
-            return self._lost(error)
-        return self._lost(error)
+            except StreamSSMError as first:
+                told = told or first
+            except Exception:  # nothing more
+                break
+        return self._lost(error, told)
 
 
-class AsyncClient(_Talk):
+class AsyncClient(Talk):
     """A stream on a server, made by :func:`aconnect`. The methods are those of :class:`Client`."""
 
     async def send(self, x: Array | bytes | Iterable[Any]) -> list[Row]:
@@ -300,8 +234,10 @@ class AsyncClient(_Talk):
 
     async def resume(self, snapshot: bytes) -> int:
         """Go on from a snapshot; returns the next item to send."""
-        await self._put(_text({"type": "resume"}))
-        await self._put(snapshot)
+        data = self._saved(snapshot)
+        await self._catch_up()
+        await self._put(text({"type": "resume"}))
+        await self._put(data)
         return int((await self._until("resumed"))["item"])
 
     async def close(self) -> None:
@@ -315,8 +251,15 @@ class AsyncClient(_Talk):
         await self.close()
 
     async def _ask(self, command: str, answer: str) -> Row:
-        await self._put(_text({"type": command}))
+        await self._catch_up()
+        await self._put(text({"type": command}))
         return await self._until(answer)
+
+    async def _catch_up(self) -> None:
+        message, id_ = self._fence()
+        await self._put(message)
+        while (await self._until("pong"))["id"] != id_:
+            pass
 
     async def _until(self, answer: str) -> Row:
         while True:
@@ -327,7 +270,7 @@ class AsyncClient(_Talk):
         try:
             await self._socket.send(message)
         except Exception as error:
-            raise self._lost(error) from error
+            raise await self._closed(error) from error
 
     async def _get(self, timeout: float) -> str | bytes | None:
         try:
@@ -336,68 +279,17 @@ class AsyncClient(_Talk):
         except TimeoutError:
             return None
         except Exception as error:
-            raise self._lost(error) from error
+            raise await self._closed(error) from error
         return data
 
-
-def _address(url: str, asked: Mapping[str, Any]) -> str:
-    """The websocket's address with the query."""
-    parts = urlsplit(url)
-    if parts.scheme not in _SCHEMES or not parts.netloc:
-        raise UsageError(f"{url!r} is no address of a server; write ws://localhost:8765 or wss://...")
-    if asked["encoding"] not in _KINDS:
-        raise UsageError(f"encoding = {asked['encoding']!r} is none of {', '.join(_KINDS)}")
-    query = dict(parse_qsl(parts.query)) | {name: value for name, value in asked.items() if value is not None}
-    path = parts.path if parts.path.strip("/") else _PATH
-    return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, path, urlencode(query), ""))
-
-
-def _options(token: str | None, timeout: float, ssl: Any) -> dict[str, Any]:
-    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    # rows that nobody takes would stop the server from reading: they wait here instead
-    return {
-        **({} if ssl is None else {"ssl": ssl}),
-        "additional_headers": headers,
-        "open_timeout": timeout,
-        "close_timeout": 2,
-        "compression": None,
-        "max_size": None,
-        "max_queue": None,
-        "ping_interval": 20,
-        "ping_timeout": 60,
-    }
-
-
-def _unreachable(url: str, error: Exception) -> StreamSSMError:
-    """What a failed handshake means."""
-    response = getattr(error, "response", None)
-    if response is None:
-        return ServerError(f"{url} cannot be reached: {error}; is 'streamssm serve' running there?")
-    try:
-        said = msgspec.json.decode(bytes(response.body or b""))
-    except msgspec.MsgspecError:
-        said = {}
-    message = said.get("message") if isinstance(said, dict) else None
-    if response.status_code == 503:
-        return PoolFullError(f"{url} is full: {message}")
-    if message is None:
-        return ServerError(f"{url} answered {response.status_code}; is it 'streamssm serve'?")
-    return _known({"error": said.get("error"), "message": f"{url} refused the stream: {message}"})
-
-
-def _known(message: Row) -> StreamSSMError:
-    """An error of the server as one of ours."""
-    kind: Any = getattr(errors, str(message.get("error")), None)
-    known = isinstance(kind, type) and issubclass(kind, StreamSSMError)
-    return cast(StreamSSMError, (kind if known else ServerError)(str(message.get("message"))))
-
-
-def _text(message: Row) -> str:
-    return msgspec.json.encode(message).decode()
-
-
-def _library(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ServerError("a client needs websockets; pip install 'streamssm[live]'") from error
+    async def _closed(self, error: Exception) -> StreamSSMError:
+        told: StreamSSMError | None = None
+        while self._fault is None:
+            try:
+                async with asyncio.timeout(0.1):
+                    self._take(await self._socket.recv())
+            except StreamSSMError as first:
+                told = told or first
+            except Exception:  # nothing more
+                break
+        return self._lost(error, told)

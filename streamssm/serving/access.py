@@ -71,10 +71,11 @@ def check_token(request: web.Request, settings: Settings) -> None:
         given = request.query.get("token", "")
     # the time that it takes says nothing of the token
     if not hmac.compare_digest(_bytes(given), _bytes(settings.token)):
+        wanted = "this server wants a token: Authorization: Bearer TOKEN, or ?token=TOKEN"
         raise Refusal(
             401,
             "Unauthorized",
-            "this server wants a token: Authorization: Bearer TOKEN, or ?token=TOKEN",
+            "the token is not that of this server" if given else wanted,
             WWW_Authenticate='Bearer realm="streamssm"',
         )
 

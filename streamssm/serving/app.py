@@ -19,7 +19,8 @@ from streamssm.serving.endings import DRAINED, IDLE, SLOW
 from streamssm.serving.guard import Door
 from streamssm.serving.metrics import CONTENT_TYPE, Metrics
 from streamssm.serving.pages import HEADERS, read_pages
-from streamssm.serving.session import Session, emits
+from streamssm.serving.session import Session
+from streamssm.serving.shown import emits
 
 if TYPE_CHECKING:
     from streamssm.aio import AsyncPool
@@ -237,8 +238,9 @@ class Server:
             raise Refusal(500, "PoolFailed", f"the streams of {asked.model} are not stepped any more")
         if not offer.pool.free:
             raise busy(f"all {offer.pool.slots} slots are taken; try again later")
+        refused = self._max_message + 1  # aiohttp's limit is the first size that it does not take
         ws = web.WebSocketResponse(
-            timeout=_CLOSE_TIMEOUT, autoping=False, compress=False, max_msg_size=self._max_message
+            timeout=_CLOSE_TIMEOUT, autoping=False, compress=False, max_msg_size=refused
         )
         if not ws.can_prepare(request):
             raise Refusal(426, "UpgradeRequired", "this address speaks websocket only", Upgrade="websocket")

@@ -12,45 +12,27 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 from aiohttp import WSMessage, WSMsgType, web
 
 from streamssm.errors import InputError, SnapshotError, StreamSSMError, UsageError
-from streamssm.outputs import by_name
-from streamssm.rows import make_rows
 from streamssm.serving import PROTOCOL, wire
 from streamssm.serving.endings import EOF, GONE, Ending, failed
 from streamssm.serving.lateness import Lateness
+from streamssm.serving.shown import Shown, emits
 from streamssm.serving.wire import SLICE, Asked, Intake, Message, sound
 
 if TYPE_CHECKING:
     from streamssm.aio import AsyncStream
-    from streamssm.model import Model
     from streamssm.outputs import Array
-    from streamssm.rows import Rows
     from streamssm.serving.metrics import Metrics
     from streamssm.stream import Result
 
 _EXTRA = "streamssm.serve"
 _HEADER = 1 << 17  # bytes of one of a snapshot, states aside: a longer one takes time from others
 _STRIKES = 32  # refused messages in a row, after which a client is not understood
-_LEVEL_DIGITS = 4
 _TURN = 16  # frames that are taken before others have their turn
 _TOGETHER = 32  # results that are told at a time
-
-
-def emits(model: Model, asked: Asked) -> str:
-    """What a stream sends, after a trial whether the model can do what is asked for.
-
-    Raises:
-        StreamSSMError: it cannot.
-    """
-    emit = asked.emit or ("events" if model.manifest.events is not None else "items")
-    Intake(model.manifest.input, asked)
-    if emit != "none":
-        make_rows(model.manifest, emit)
-    return emit
 
 
 class Session:
@@ -73,9 +55,7 @@ class Session:
         manifest = self.model.manifest
         self._intake = Intake(manifest.input, asked)
         self._emit = emits(self.model, asked)
-        self._rows: Rows | None = None if self._emit == "none" else make_rows(manifest, self._emit)
-        self._level = manifest.outputs[0].name if manifest.events is None else manifest.events.output
-        self._frames = 0  # of the output that levels are sent of
+        self._shown = Shown(manifest, self._emit)
         self._expects_snapshot = False
         self._strikes = self._received = 0
         self._telling = asyncio.Lock()  # what belongs together is not torn apart by an answer
@@ -248,55 +228,33 @@ class Session:
             raise UsageError("a stream that is resampled cannot be saved; open it at the model's own rate")
         async with self._stream.held():
             await self._stream.caught_up()
-            rows = None if self._rows is None else self._rows.state()
-            extra = {"emit": self._emit, "rows": rows, "frames": self._frames}
-            saved = await self._stream.snapshot({_EXTRA: msgspec.json.encode(extra).decode()})
+            saved = await self._stream.snapshot({_EXTRA: self._shown.place()})
             async with self._telling:  # rows before it are of items before it
                 await self._send({"type": "snapshot", "item": self._stream.position, "bytes": len(saved)})
                 await self._send_bytes(saved)
 
     async def _on_resume(self, _: wire.Command) -> None:
-        if not self._intake.exact:
-            raise UsageError("a stream that is resampled cannot be resumed; open it at the model's own rate")
-        self._expects_snapshot = True
+        self._expects_snapshot = True  # even where it will be refused: it must not be taken for input
 
     async def _resume(self, data: bytes) -> None:
         from streamssm.snapshot import decode
 
+        if not self._intake.exact:
+            raise UsageError("a stream that is resampled cannot be resumed; open it at the model's own rate")
         if int.from_bytes(data[:8], "little") > _HEADER + 1024 * len(self.model.manifest.states):
             raise SnapshotError("the snapshot has a header longer than any that is saved here; save it again")
         saved = (await asyncio.to_thread(decode, self.model, data)).extra.get(_EXTRA)
-        rows, frames = self._saved_rows(saved)
+        shown = Shown.resumed(self.model.manifest, self._emit, saved)  # or else the stream is as it was
         async with self._stream.held():
             await self._stream.restore(data)
             async with self._telling:
                 self._start_anew()
-                self._rows, self._frames = rows, frames
+                self._shown = shown
                 await self._send({"type": "resumed", "item": self._stream.position})
 
-    def _saved_rows(self, saved: str | None) -> tuple[Rows | None, int]:
-        """Rows that go on where the saved ones stopped; the stream is as it was if they cannot."""
-        try:
-            extra = msgspec.json.decode(saved or "{}")
-            if extra.get("emit") != self._emit:
-                raise SnapshotError(
-                    f"the snapshot was saved with emit={extra.get('emit')}, this stream has emit={self._emit}"
-                )
-            if self._emit == "none":
-                return None, int(extra["frames"])
-            rows = make_rows(self.model.manifest, self._emit)
-            rows.restore(extra["rows"])
-            return rows, int(extra["frames"])
-        except SnapshotError:
-            raise
-        except Exception as error:  # anything may be in there
-            raise SnapshotError("the snapshot was not saved by a server: take one with 'snapshot'") from error
-
     def _start_anew(self) -> None:
-        if self._rows is not None:
-            self._rows = make_rows(self.model.manifest, self._emit)
+        self._shown = Shown(self.model.manifest, self._emit)
         self._intake = Intake(self.model.manifest.input, self._asked)
-        self._frames = 0
         self._late.forget()
         self._again.set()
 
@@ -333,9 +291,8 @@ class Session:
                 await self._push_items(tail, time.perf_counter())
             await self._stream.flush()
             await self._stream.caught_up()
-            if self._rows is not None:
-                async with self._telling:
-                    await self._send_rows(self._rows.flush())
+            async with self._telling:
+                await self._send_rows(self._shown.flush())
         async with self._telling:
             await self._send({"type": "flushed", "items": self._stream.position})
 
@@ -367,29 +324,17 @@ class Session:
     async def _emit_results(self, result: Result) -> None:
         """Tell a result and those that are there beside it: their levels are one message."""
         rows: list[Message] = []
-        start, levels = self._frames, [self._use(result, rows)]
+        start, levels = self._shown.frames, [self._use(result, rows)]
         while self._stream.unread and len(levels) < _TOGETHER:
             levels.append(self._use(await anext(self._stream), rows))
         values = np.concatenate(levels)
         if self._asked.levels and len(values):
-            await self._send(self._levels(values, start))
+            await self._send(self._shown.levels(values, start))
         await self._send_rows(rows)
 
     def _use(self, result: Result, rows: list[Message]) -> Array:
-        """Append the rows of a result; returns the output that levels are made of."""
         self._late.note(self._stream.read)
-        outputs = by_name(self.model.manifest, result)
-        if self._rows is not None:
-            rows += self._rows.push(outputs)
-        self._frames += len(outputs[self._level])
-        return outputs[self._level]
-
-    def _levels(self, values: Array, start: int) -> Message:
-        """The output as short numbers, for showing."""
-        rows = values.reshape(len(values), -1).tolist()
-        short = [[round(value, _LEVEL_DIGITS) for value in row] for row in rows]
-        shown = [row[0] for row in short] if len(short[0]) == 1 else short
-        return {"type": "levels", "output": self._level, "start": start, "values": shown}
+        return self._shown.use(result, rows)
 
     async def _tell_stats(self) -> None:
         while True:

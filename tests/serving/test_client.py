@@ -126,6 +126,86 @@ def test_errors_have_their_names(server):
         streamssm.connect("ws://127.0.0.1:9")
 
 
+def test_an_error_leaves_no_answer_behind(server, models):
+    x, nan = voice(), np.array([np.nan], np.float32)
+    with streamssm.connect(server.url, "voice") as stream:
+        rows = stream.send(x[:5000])
+        for _ in range(2):
+            stream._put(nan.tobytes())
+        for _ in range(2):  # each is raised once, and neither ends the sequence
+            with pytest.raises(InputError, match="nan"):
+                stream.flush()
+        rows += stream.send(x[5000:])
+        assert rows + stream.flush() == expected(models["voice"], x)
+        with pytest.raises(SnapshotError):
+            stream.resume(b"no snapshot")
+        stream.reset()
+        assert stream.send(x) + stream.flush() == expected(models["voice"], x)
+
+
+def test_a_late_answer_is_not_that_of_the_next_call(server, models):
+    x = voice()
+    with streamssm.connect(server.url, "voice") as stream:
+        for message in ('{"type": "flush"}', '{"type": "reset"}', *stream._messages(x)):
+            stream._put(message)  # as by calls that gave up waiting
+        assert stream.flush() == expected(models["voice"], x)
+
+
+def test_an_error_that_was_raised_is_not_why_a_connection_ends(models):
+    with Background(models) as server, streamssm.connect(server.url) as stream:
+        stream.send(np.array([np.nan], np.float32))
+        with pytest.raises(InputError):
+            stream.rows(PATIENCE)
+        server.drain()
+        with pytest.raises(ServerError, match="ended the connection"):
+            stream._until("never")
+
+
+def test_chunks_that_are_no_frames_are_refused(server, models):
+    x = voice()
+    stereo = np.stack([x, 0 * x], 1)
+    with streamssm.connect(server.url, "voice") as stream:
+        for bad in ("text", 3.0, None, [[1.0], [2.0, 3.0]], stereo):
+            with pytest.raises(InputError):
+                stream.send(bad)
+        assert stream.send(x[:, None]) + stream.flush() == expected(models["voice"], x)
+    with streamssm.connect(server.url, "voice", channels=2) as stream:
+        assert stream.send(2 * stereo) + stream.flush() == expected(models["voice"], x)
+    with streamssm.connect(server.url, "fragile") as stream, pytest.raises(InputError, match="sequence"):
+        stream.send(3)
+
+
+def test_a_chunk_may_be_longer_than_a_message(server, models):
+    x = np.tile(voice(), 12)
+    assert 4 * len(x) > 1 << 20
+    with streamssm.connect(server.url, "voice") as stream:
+        most = stream.ready["max_message"]
+        rows = stream.send(x)
+        assert rows + stream.flush() == expected(models["voice"], x)
+        stream.reset()
+        stream._put(x[: most // 4].tobytes())  # one message of exactly as much as is taken
+        rows = stream.send(x[most // 4 :])
+        assert rows + stream.flush() == expected(models["voice"], x)
+
+
+def test_what_is_no_snapshot_is_never_announced(server, models):
+    x = voice()
+    with streamssm.connect(server.url, "voice") as stream:
+        rows = stream.send(x[:5000])
+        for bad in (None, "text", [], x, bytes(stream.ready["max_message"] + 1)):
+            with pytest.raises(SnapshotError):
+                stream.resume(bad)
+        rows += stream.send(x[5000:])  # and not taken for a snapshot
+        assert rows + stream.flush() == expected(models["voice"], x)
+
+
+def test_fractions_are_not_cut_off(server):
+    with streamssm.connect(server.url, "voice", encoding="s16le") as stream:
+        with pytest.raises(InputError, match="float64"):
+            stream.send([0.5, -0.7])
+        assert stream.send([1, 2]) == stream.send([]) == []
+
+
 def test_full_and_locked_servers(models):
     with Background(models, slots=1, token="t") as server:
         with pytest.raises(ServerError, match="token"):
@@ -158,8 +238,11 @@ def test_the_same_for_asyncio(server, models):
             rows += await stream.flush()
             assert rows == expected(models["voice"], x, "items")
             await stream.reset()
+            await stream._put(np.array([np.nan], np.float32).tobytes())
             with pytest.raises(InputError):
-                await stream.send(np.array([np.nan], np.float32)) + await stream.flush()
+                await stream.flush()
+            rows = await stream.send(x)
+            assert rows + await stream.flush() == expected(models["voice"], x, "items")
         with pytest.raises(ServerError, match="no model"):
             await aconnect(server.url, "nobody")
 

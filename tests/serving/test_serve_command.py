@@ -14,7 +14,7 @@ import pytest
 from serve_tools import expected, voice
 
 import streamssm
-from streamssm.errors import ServerError
+from streamssm.errors import ServerError, UsageError
 
 PROGRAM = [sys.executable, "-c", "from streamssm.cli import main; main()"]
 PATIENCE = 30
@@ -106,13 +106,19 @@ def test_tls_and_a_token_from_a_file(paths, models, certificate, tmp_path):
         assert "with a token" in server.greeting
         assert "secret" not in server.greeting
         trust = ssl.create_default_context(cafile=cert)
-        with streamssm.connect(server.url, token="secret", ssl=trust) as stream:
+        with streamssm.connect(server.url, token="secret\n", ssl=trust) as stream:  # as it is in the file
             rows = stream.send(x)
             assert rows + stream.flush() == expected(models["voice"], x)
-        with pytest.raises(ServerError, match="token"):
-            streamssm.connect(server.url, token="wrong", ssl=trust)
-        with pytest.raises(ServerError, match="cannot be reached"):
+        for token, message in (("wrong", "is not that of this server"), (None, "wants a token")):
+            with pytest.raises(ServerError, match=message):
+                streamssm.connect(server.url, token=token, ssl=trust)
+        with pytest.raises(ServerError, match="give ssl= a context"):
             streamssm.connect(server.url, token="secret")  # nobody vouches for it
+        with pytest.raises(ServerError, match="write wss://"):
+            streamssm.connect(server.url.replace("wss", "ws").replace("https", "http"), token="secret")
+        with pytest.raises(UsageError) as refused:
+            streamssm.connect(server.url, token="sec\nret")
+        assert "ret" not in str(refused.value)
         assert server.end()[0] == 0
 
 
