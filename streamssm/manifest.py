@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from streamssm.alphabet import NUCLEOTIDES
 from streamssm.errors import ManifestError
 
 FORMAT = 1
@@ -49,6 +50,12 @@ class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     front_end: str = ""
     alphabet: Alphabet = ""
     end: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
+
+    @property
+    def filler(self) -> int:
+        """What fills the last block of a stream that ends: N where there is one, else 0."""
+        unknown = NUCLEOTIDES.index("N")
+        return unknown if self.alphabet == "nucleotides" and (self.vocabulary or 0) > unknown else 0
 
 
 class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

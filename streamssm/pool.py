@@ -257,10 +257,10 @@ class Pool:
             slot, table = self._slot(key), self._table
             if slot.ending:
                 return
-            row, manifest = slot.row, self._model.manifest
-            position, pending, hop = int(table.position[row]), int(table.items[row]), manifest.input.hop
-            tail = -(-(pending + manifest.lookahead) // hop) * hop if position else 0
-            table.put(row, np.zeros((tail - pending, *manifest.input.shape), self._rule.dtype))
+            row, spec, ahead = slot.row, self._model.manifest.input, self._model.manifest.lookahead
+            position, pending = int(table.position[row]), int(table.items[row])
+            tail = -(-(pending + ahead) // spec.hop) * spec.hop if position else 0
+            table.put(row, np.full((tail - pending, *spec.shape), spec.filler, self._rule.dtype))
             table.position[row] = position  # padding does not count
             table.end(row)
             self._readiness.note(row)

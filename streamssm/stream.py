@@ -173,7 +173,7 @@ class Stream:
     def flush(self) -> Result:
         """End the stream: run the pending items and release the look-ahead.
 
-        The pending items are padded with zeros; results that stem from padding alone are
+        The pending items are padded with zeros, nucleotides with N; results that stem from padding alone are
         not returned, so that N items give ``ceil(N * ratio)`` results in total. Flushing
         an ended stream returns no results.
 
@@ -183,11 +183,12 @@ class Stream:
         if self._ended or not self._position:
             self._ended, self._ready = True, False
             return self._present(self._blank([0] * len(self._frames)))
-        hop, position, pending = self._model.manifest.input.hop, self._position, self.pending
+        spec, position, pending = self._model.manifest.input, self._position, self.pending
         processed = position - pending
         results = self._blank([rule.total(position) - rule.returned(processed) for rule in self._frames])
-        tail = -(-(pending + self._model.manifest.lookahead) // hop) * hop
-        padding = np.zeros((len(self._lane.x), tail - pending, *self._lane.x.shape[2:]), self._rule.dtype)
+        tail = -(-(pending + self._model.manifest.lookahead) // spec.hop) * spec.hop
+        shape = (len(self._lane.x), tail - pending, *self._lane.x.shape[2:])
+        padding = np.full(shape, spec.filler, self._rule.dtype)
         before = self.state()
         try:
             cursors = self._run(padding, results)

@@ -151,6 +151,7 @@ InputSpec read_input(const Json& json) {
   if (!alphabet.empty() && !single) at.refuse("alphabet", "for single tokens of a vocabulary only");
   const int64_t least = alphabet == "bytes" ? 256 : alphabet == "nucleotides" ? 4 : 0;
   if (input.vocabulary < least) at.refuse("vocabulary", "smaller than the alphabet");
+  if (alphabet == "nucleotides" && input.vocabulary > least) input.filler = least;  // A, C, G, T, N
   for (const int64_t token : at.counts(at.list("end"), "end", 0))
     if (token >= input.vocabulary) at.refuse("end", "no token");
   at.ignore({"front_end"});

@@ -32,6 +32,7 @@ struct InputSpec {
   std::optional<double> rate;  // items per second
   int64_t hop = 1;
   int64_t vocabulary = 0;  // 0: none
+  int64_t filler = 0;      // what fills the last block of a stream that ends: N of nucleotides, else zeros
 };
 
 struct OutputSpec {

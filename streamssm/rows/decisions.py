@@ -22,8 +22,8 @@ class DecisionRows:
     items had been read for it. Classes are the columns of the model's probabilities or logits (of which a
     softmax is taken); a single column is that class against its opposite, "not LABEL".
 
-    Where the sequence ends within the input of an output item, zeros stand for the rest. Such an item decides
-    nothing, for zeros are letters to a model of letters; a sequence too short for any other has no label.
+    Where the sequence ends within the input of an output item, the rest is made up. Such an item decides
+    nothing; a sequence too short for any other has no label.
 
     Raises:
         UsageError: the model has no such output, or the threshold is none.

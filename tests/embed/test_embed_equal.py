@@ -18,7 +18,7 @@ from toy_models import TOYS
 import streamssm
 import streamssm.pool
 from streamssm.export import export
-from streamssm.export.layers import HybridStack, Linear, Sequential
+from streamssm.export.layers import CausalConv1d, Embedding, HybridStack, Linear, Sequential
 from streamssm.export.quantizer import quantize
 from streamssm.native.fusion import fuse_graph
 from streamssm.native.graph import graph_of
@@ -30,7 +30,7 @@ Array = npt.NDArray[Any]
 VAD = Path(streamssm.__file__).parent / "models" / "vad.onnx"
 EXPORTED = ("audio", "sensor", "tokens")
 TOYS_OF = ("ema", "frames", "ahead", "tokens", "pair", "twice")
-NAMES = ("vad", "int8", "int4", "wide", "apart", *EXPORTED, *(f"toy_{name}" for name in TOYS_OF))
+NAMES = ("vad", "int8", "int4", "wide", "apart", "reads", *EXPORTED, *(f"toy_{name}" for name in TOYS_OF))
 WAYS = {FUSED: "on", UNFUSED: "unfused", PLAIN: "off"}
 
 
@@ -46,7 +46,11 @@ def path_of(exported: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
             return exported[name]
         if name.startswith("toy_"):
             return Path(TOYS[name.removeprefix("toy_")]().write(folder))
-        if name in ("int8", "int4"):
+        if name == "reads":  # the last hop of a stream is filled with N
+            torch.manual_seed(6)
+            network = Sequential(Embedding(5, 6), CausalConv1d(6, 3, 8, stride=4))
+            export(network, folder / "reads.onnx", kind="tokens", alphabet="nucleotides", vocabulary=5)
+        elif name in ("int8", "int4"):
             quantize(VAD, folder / f"{name}.onnx", name, per_layer=False)
         elif name != "vad":
             torch.manual_seed(5)
@@ -187,7 +191,7 @@ class Feeder:
 
 
 @pytest.mark.parametrize("slots", [1, 5, 40])
-@pytest.mark.parametrize("name", ["vad", "sensor", "toy_ahead"])
+@pytest.mark.parametrize("name", ["vad", "sensor", "reads", "toy_ahead"])
 def test_a_pool_gives_the_bytes_of_pythons(
     embed: Library, path_of: Callable[[str], Path], name: str, slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

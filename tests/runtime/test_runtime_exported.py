@@ -81,3 +81,17 @@ def test_streams_in_threads(model):
     for thread in threads:
         thread.join()
     assert found == wanted
+
+
+def test_what_a_read_lacks_at_its_end_is_unknown():
+    model, bases = streamssm.load("host"), np.random.default_rng(0).integers(0, 4, 150)
+    stream, whole = model.stream(), model.stream()
+    expected = whole.push(np.concatenate([bases, np.full(50, 4)]))
+    found = np.concatenate([stream.push(bases), stream.flush()])
+    np.testing.assert_array_equal(found, expected)
+    pool = model.pool(1)
+    pool.open("read")
+    pool.push("read", bases)
+    pool.flush("read")
+    answers = [y for _ in range(2) for _, y in pool.step()]
+    np.testing.assert_array_equal(np.concatenate(answers), expected)
