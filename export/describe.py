@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -100,6 +100,11 @@ def check_model(
     names = [output.name for output in outputs]
     if not all(names) or not names:
         raise ExportError(f"the outputs are named {names}; give at least one, and a name to each")
+    for output in outputs:
+        if output.kind not in (kinds := get_args(OutputKind)):
+            raise ExportError(
+                f"output {output.name!r} is of kind {output.kind!r}, none of {', '.join(kinds)}"
+            )
     _check_names([kind, *names], layer.state_spec())
     if block is not None and (block < 1 or block % layer.hop):
         raise ExportError(f"the block of {block} items is not a positive multiple of the hop of {layer.hop}")
@@ -109,7 +114,12 @@ def check_model(
 
 def _check_kind(layer: StreamingLayer, kind: InputKind, vocabulary: int | None) -> None:
     if not isinstance(layer, StreamingLayer):
-        raise ExportError(f"the model is a {type(layer).__name__}, not a StreamingLayer; wrap it in one")
+        raise ExportError(
+            f"the model is a {type(layer).__name__}, not a StreamingLayer; streamssm.export.convert(model) "
+            "makes one of a torch module"
+        )
+    if kind not in get_args(InputKind):
+        raise ExportError(f"kind = {kind!r} is none of {', '.join(get_args(InputKind))}")
     if layer.item_shape is None:
         raise ExportError(
             "the model's first layer takes items of any shape; put one first that knows its own"

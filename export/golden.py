@@ -112,7 +112,8 @@ def _arrays(y: Any, manifest: Manifest) -> dict[str, np.ndarray]:
 def _fitting(example: np.ndarray, spec: Input) -> np.ndarray:
     x = np.ascontiguousarray(example)
     if x.ndim != 1 + len(spec.shape) or x.shape[1:] != spec.shape or len(x) < spec.hop:
-        raise ExportError(f"example has shape {x.shape}; give [T, *{list(spec.shape)}] with T >= {spec.hop}")
+        wanted = ", ".join(["T", *map(str, spec.shape)])
+        raise ExportError(f"example has shape {list(x.shape)}; give [{wanted}] with T >= {spec.hop}")
     outside = spec.kind == "tokens" and (x.min() < 0 or x.max() >= (spec.vocabulary or 0))
     if outside or not np.isfinite(x).all():
         raise ExportError("example holds NaN, infinity or tokens outside the vocabulary")

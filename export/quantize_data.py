@@ -65,6 +65,10 @@ def read_arrays(path: Path) -> Array | tuple[Array, Array]:
         UsageError: it is neither.
     """
     try:
+        with path.open("rb") as file:
+            head = file.read(6)
+        if not head.startswith((b"\x93NUMPY", b"PK")):  # numpy would call it a pickle
+            raise UsageError(f"{path} is no .npy or .npz file: it begins with {head!r}; write it with numpy")
         stored = np.load(path, allow_pickle=False)
         if isinstance(stored, np.ndarray):
             return stored
@@ -121,6 +125,13 @@ def _scored(name: str, output: str, result: Result, labels: Array) -> float:
             "give one label for each output item"
         )
     used = labels != IGNORED
+    classes = scores.shape[-1] if name == "accuracy" else 2
+    strange = labels[used & ~np.isin(labels, np.arange(classes))]
+    if strange.size:
+        raise InputError(
+            f"labels hold {strange[0]}; {name} of {output!r} takes 0 to {classes - 1}, and {IGNORED} where "
+            "nothing is known"
+        )
     value = roc_auc(scores[used], labels[used]) if name == "auc" else accuracy(scores[used], labels[used])
     if np.isnan(value):
         raise InputError("the labels hold one class only, or nothing to score; give examples of both")

@@ -100,27 +100,47 @@ def quantize(
     proto = onnx.load(model.path)
     layers, kept = _choose(linear_layers(proto), exclude)
     subject = _Subject.of(model, data, metric)
-    matrices = {}
-    for done, layer in enumerate(layers):
-        progress("rounding", done, len(layers))
-        block = fitting_block(len(layer.weight), block_size)
-        matrices[layer.name] = quantise(layer.weight, BITS[weights], block)
+    matrices = _rounded(layers, weights, block_size, progress)
     job = _Job(model, proto, layers, matrices, _manifest(model, weights, block_size, kept))
     golden = job.golden()
     errors = _certify(job, golden)
     total = job.effect(matrices, subject)
     single = job.effects(subject, progress) if per_layer else {}
     whole = CertifiedError("against the float32 file", total.max_abs, total.max_rel, subject.items)
-    manifest = job.write(target, golden, (whole, *errors))
-    norms = [job.weight_norms(layer) for layer in layers]
+    job.write(target, golden, (whole, *errors))
+    return _report(job, target, subject, total, single, kept)
+
+
+def _rounded(
+    layers: Sequence[LinearLayer], weights: str, block_size: int, progress: Progress
+) -> dict[str, QuantisedMatrix]:
+    matrices = {}
+    for done, layer in enumerate(layers):
+        progress("rounding", done, len(layers))
+        block = fitting_block(len(layer.weight), block_size)
+        matrices[layer.name] = quantise(layer.weight, BITS[weights], block)
+    return matrices
+
+
+def _report(
+    job: _Job,
+    target: Path,
+    subject: _Subject,
+    total: Effect,
+    single: Mapping[str, Effect],
+    kept: dict[str, str],
+) -> Report:
+    """What the file that lies at ``target`` by now has cost; ``single`` is the effect of layers alone."""
+    written, model = read_model_file(target), job.model
+    norms = [job.weight_norms(layer) for layer in job.layers]
     return Report(
         source=str(model.path),
         target=str(target),
         source_sha256=model.sha256,
-        sha256=manifest.sha256,
-        weights=weights,
-        block_size=block_size,
-        bytes=(model.file.nbytes, read_model_file(target).nbytes),
+        sha256=written.manifest.sha256,
+        weights=job.manifest.weights.dtype,
+        block_size=job.manifest.weights.block_size,
+        bytes=(model.file.nbytes, written.nbytes),
         items=subject.items,
         metric=None if subject.metric is None else subject.metric.name,
         baseline=subject.baseline,
@@ -128,7 +148,7 @@ def quantize(
         total=total,
         layers=tuple(
             LayerReport(layer.name, *layer.weight.shape, relative_norm(*norm), single.get(layer.name))
-            for layer, norm in zip(layers, norms, strict=True)
+            for layer, norm in zip(job.layers, norms, strict=True)
         ),
         kept=kept,
     )

@@ -82,6 +82,7 @@ class RunReport:
 
     ``items`` came from the source, ``filled`` were put in the place of lost ones, ``passed`` are the lost
     ones that only the clock counts. ``records`` have ended.
+    ``nan`` are items of the first output that hold NaN: rules see no event in them.
     ``inbox`` is where a live source waits, ``notes`` say how it was converted, ``saves`` are snapshots.
     """
 
@@ -97,6 +98,7 @@ class RunReport:
     filled: int = 0
     passed: int = 0
     saves: int = 0
+    nan: int = 0
     gaps: dict[str, GapCount] = field(default_factory=dict)
     inbox: Inbox | None = None
     notes: Sequence[str] = ()
@@ -152,6 +154,7 @@ class RunReport:
             "queue": None if self.inbox is None else self.inbox.counters(),
             "conversions": list(self.notes),
             "saves": self.saves,
+            "nan_outputs": self.nan,
         }
 
     def text(self) -> str:
@@ -170,6 +173,7 @@ class RunReport:
                 latency_text(self.manifest, self.block),
                 f"{self.latencies.count} pushes, ms {since}: {spread}{misses}",
                 f"state {self.manifest.state_bytes} bytes; {self.lines} lines out",
+                *([f"{self.nan} items of {self.manifest.outputs[0].name} are NaN"] if self.nan else []),
                 *self._losses(),
             ]
         )

@@ -66,7 +66,7 @@ def convert(
     if isinstance(model, StreamingLayer):
         return model
     entry = _entry(example, item_shape, vocabulary, time, batch, tuple(args), dict(kwargs or {}))
-    with evaluating(model), torch.no_grad():
+    with evaluating(_module(model)), torch.no_grad():
         probe = Probe(model, entry, example, vocabulary, window, hop, outputs)
         with probe.numbers():
             plan, entry, atomic = probe.plan()
@@ -79,6 +79,12 @@ def convert(
         treatments = find_treatments(model, atomic, window)
         layer = ConvertedLayer(model, entry, plan, treatments, note)
     return layer.train(model.training)
+
+
+def _module(model: Any) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise ExportError(f"the model is a {type(model).__name__}, no torch.nn.Module; put it in one")
+    return model
 
 
 def _entry(

@@ -32,7 +32,8 @@ LENGTH = (
 )
 BATCH = (
     "mixes the rows of a batch",
-    "rows are separate streams: keep the batch on an axis of its own, and BatchNorm in evaluation mode",
+    "rows are separate streams: keep the batch on an axis of its own (convert's batch=1 if it comes after "
+    "time, as in nn.GRU without batch_first), and BatchNorm in evaluation mode",
 )
 LOST_TIME = (
     "reduces the whole sequence to one value",

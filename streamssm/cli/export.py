@@ -226,7 +226,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     readers: dict[str, Any] = {".json": json.loads, ".toml": tomllib.loads}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise ExportError(f"{path} has the suffix {path.suffix!r}; write the config as .json or .toml")
+        raise ExportError(
+            f"{path} is neither a config (.json, .toml) nor the folder of a checkpoint; of a model that is "
+            "exported already, --format tensorrt makes an engine, 'streamssm quantize' a smaller file"
+        )
     try:
         config = reader(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -283,7 +286,10 @@ def _read_weights(path: Path) -> Any:
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         raise ExportError(f"{path} is not a readable checkpoint: {error}") from error
     except Exception as error:  # pickle's own errors have no common base
-        raise ExportError(f"{path} is not a plain state dict: {type(error).__name__}: {error}") from error
+        raise ExportError(
+            f"{path} is not a plain state dict ({type(error).__name__}: {error}); write it with "
+            "torch.save(model.state_dict(), FILE), or as .safetensors"
+        ) from error
 
 
 def _some(names: list[str]) -> str:

@@ -68,6 +68,7 @@ class Job:
             try:
                 self._run(interrupt)
             except BrokenPipeError:
+                self._write_stats()
                 if self.options.save_state is None:
                     return forget_stdout()
                 raise OutputError(self._closed()) from None

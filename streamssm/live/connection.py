@@ -125,9 +125,11 @@ class Connection(ABC):
                 f"{self.name} cannot be reached: {error}; check the address, or wait for it with --reconnect"
             ) from error
         if self._reconnect is not None and self._failed > self._reconnect:
-            tries = f", and {self._reconnect} attempts to come back failed" if self._reconnect else ""
+            again = "to come back" if self._ever else "after it"
+            tries = f", and {self._reconnect} attempts {again} failed" if self._reconnect else ""
+            what = "was lost" if self._ever else "cannot be reached"
             raise SourceError(
-                f"{self.name} was lost: {error}{tries}; raise --reconnect to try longer"
+                f"{self.name} {what}: {error}{tries}; raise --reconnect to try longer"
             ) from error
         self.stopping.wait(next(self._waits))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from streamssm.errors import UsageError
 from streamssm.manifest import Manifest
 from streamssm.rows.audio import AudioRows
 from streamssm.rows.base import Column, Row, Rows
@@ -11,9 +14,16 @@ from streamssm.rows.items import ItemRows
 __all__ = ["AudioRows", "Column", "EventRows", "ItemRows", "Row", "Rows", "make_rows"]
 
 
+_KINDS: dict[str, Callable[[Manifest], Rows]] = {"events": EventRows, "items": ItemRows, "audio": AudioRows}
+
+
 def make_rows(manifest: Manifest, emit: str | None) -> Rows:
-    """The rows to write: as asked, else events where the model has a rule for them, else items."""
+    """The rows to write: as asked, else events where the model has a rule for them, else items.
+
+    Raises:
+        UsageError: there are no such rows, or the model cannot give them.
+    """
     kind = emit or ("events" if manifest.events is not None else "items")
-    if kind == "audio":
-        return AudioRows(manifest)
-    return EventRows(manifest) if kind == "events" else ItemRows(manifest)
+    if kind not in _KINDS:
+        raise UsageError(f"emit = {kind!r} is none of {', '.join([*_KINDS, 'tokens'])}")
+    return _KINDS[kind](manifest)

@@ -213,9 +213,16 @@ class Loop:
             self.rows.note(items.tolist(), pieces)
         elif isinstance(self.rows, DecisionRows):
             self.rows.count(len(items))
-        self.latest = outputs[self._manifest.outputs[0].name]
+        self.latest = self._counted(outputs)
         self._write(self.rows.push(outputs))
         return compute
+
+    def _counted(self, outputs: Outputs) -> Array:
+        """The first output; NaN in it is told, as events do not say it."""
+        values = outputs[self._manifest.outputs[0].name]
+        if values.dtype.kind == "f" and np.isnan(values).any():
+            self.report.nan += int(np.isnan(values).reshape(len(values), -1).any(1).sum())
+        return values
 
     def _outputs(self, items: Array) -> Outputs:
         try:
@@ -240,6 +247,7 @@ class Loop:
         began = time.perf_counter()
         outputs = by_name(self._manifest, self.stream.flush())
         self.report.compute += time.perf_counter() - began
+        self._counted(outputs)
         self._write([*self.rows.push(outputs), *self.rows.flush()])
 
     def _end_text(self, closing: bool) -> None:

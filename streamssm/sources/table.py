@@ -23,6 +23,7 @@ from streamssm.sources.timeline import moment_of
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _INT64_MAX = 2**63 - 1
+_NUMERIC = frozenset("0123456789+-.eE,;\t ")
 
 
 class TableParser:
@@ -40,6 +41,8 @@ class TableParser:
 
     def parse(self, line: bytes) -> Sequence[Row]:
         """The row of a line."""
+        if b"\0" in line:
+            raise BadRowError("it holds zero bytes, as UTF-16 does and files that are no text")
         text = line.decode("utf-8", "replace").strip("\ufeff\r\n ")
         if not text or text.startswith("#"):
             return ()
@@ -85,7 +88,8 @@ class TableParser:
         if not self._by_name or self._header is None:
             return Row([self._value(cell) for cell in cells])
         if len(cells) != len(self._header):
-            raise BadRowError(f"it has {len(cells)} columns, the header {len(self._header)}")
+            hint = self._hint(cells)
+            raise BadRowError(f"it has {len(cells)} columns, the header {len(self._header)}{hint}")
         values = [self._value(cells[place]) for place in self._columns]
         return Row(values, None if self._clock is None else self._moment(cells[self._clock]))
 
@@ -94,13 +98,19 @@ class TableParser:
         try:
             value = self._number(cell)
         except ValueError:
-            raise BadRowError(f"{shown(cell)} is not a number of type {dtype}") from None
+            raise BadRowError(f"{shown(cell)} is not a number of type {dtype}{self._hint([cell])}") from None
         if dtype == "int64" and abs(value) > _INT64_MAX:
             raise BadRowError(f"{shown(cell)} is too large for int64")
         # what is refused as NaN or Inf by the stream ends the run; rows that are left out do not
         if self._request.on_bad == "skip" and not (math.isfinite(value) and abs(value) <= _FLOAT32_MAX):
             raise BadRowError(f"{shown(cell)} is not finite")
         return value
+
+    def _hint(self, cells: list[str]) -> str:
+        """What may be wrong with cells that look like parts of ``0,5;1,5``, or ``0,5``; not with words."""
+        marks = set(";\t" if self._separator == "," else ",")
+        numbers = any(marks & set(cell) and _NUMERIC.issuperset(cell) for cell in cells)
+        return "; write decimals with a point" if numbers else ""
 
     def _moment(self, cell: str) -> float:
         try:

@@ -10,6 +10,7 @@ from streamssm.sources.due import Due
 
 _JUDGED = 20  # intervals after which the rate is judged
 _TOLERANCE = 0.25
+_UNITS = {"milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
 
 
 class Timeline:
@@ -49,6 +50,11 @@ class Timeline:
             return
         if middle == 0:
             raise ValueError(f"{self._column} is coarser than the rows; leave --time-column out")
+        units = (unit for unit, scale in _UNITS.items() if abs(middle * self._rate / scale - 1) <= _TOLERANCE)
+        if (unit := next(units, None)) is not None:
+            raise ValueError(
+                f"{self._column} seems to count {unit}; write it in seconds, or leave --time-column out"
+            )
         raise ValueError(
             f"rows come {1 / middle:g} times a second by {self._column}, the model takes {self._rate:g}; "
             "resample them first, or leave --time-column out"

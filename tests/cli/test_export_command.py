@@ -76,7 +76,7 @@ def test_weights_fit_or_are_refused(call, refused, made):
         "less.safetensors": f"1 weights are missing ({first})",
         "list.pt": "holds a list, not a state dict",
         "evil.pt": "not a plain state dict",
-        "speech.wav": "not a",
+        "speech.wav": "write it with torch.save",
         "missing.pt": "missing.pt does not exist",
     }.items():
         line = refused("export", config, "-o", "refused.onnx", "--weights", name, code=1)
@@ -90,9 +90,10 @@ def test_weights_fit_or_are_refused(call, refused, made):
         ("a.json", "{", "not valid JSON"),
         ("a.json", "[1]", "holds a list"),
         ("a.toml", "a = [", "not valid TOML"),
-        ("a.yaml", "a: 1", "write the config as .json or .toml"),
+        ("a.yaml", "a: 1", "neither a config (.json, .toml) nor the folder"),
         ("a.json", "\xff", "not valid JSON"),
         ("missing.json", None, "No such file"),
+        ("vad", None, "--format tensorrt makes an engine"),
         ("a.json", '{"colour": 1}', "'colour' is unknown"),
     ],
 )

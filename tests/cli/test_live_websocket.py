@@ -143,6 +143,12 @@ def test_attempts_are_limited(serve, reconnect, said):
     assert said in str(read.error)
 
 
+def test_what_was_never_there_was_not_lost():
+    with reading("ws://127.0.0.1:9/x", ROWS, reconnect=0) as read:
+        read.wait_end()
+    assert "cannot be reached" in str(read.error)
+
+
 def test_a_message_beyond_the_limit_is_never_held(serve):
     def talk(peer, number):
         if number == 0:

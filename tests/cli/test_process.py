@@ -80,8 +80,10 @@ def test_an_interrupted_sim_run_saves_its_state(process, made):
     assert len(out.splitlines()) < 299
 
 
-def test_a_reader_that_leaves_ends_it_quietly(process):
-    running = process("run", "voice.onnx", "-", "--input-format", "s16le", "--emit", "items")
+def test_a_reader_that_leaves_ends_it_quietly(process, tmp_path):
+    stats = tmp_path / "stats.json"
+    command = ("run", "voice.onnx", "-", "--input-format", "s16le", "--emit", "items", "--stats", str(stats))
+    running = process(*command)
     running.stdin.write(recording()[:800].tobytes())
     running.stdin.flush()
     running.stdout.readline()
@@ -90,6 +92,7 @@ def test_a_reader_that_leaves_ends_it_quietly(process):
     _, err = finish(running, recording().tobytes())
     assert running.returncode == 0
     assert err == b""
+    assert json.loads(stats.read_text())["lines"] >= 1
 
 
 @pytest.mark.parametrize("command", [("info", "--json"), ("info",)])

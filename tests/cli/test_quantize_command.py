@@ -92,7 +92,7 @@ def test_export_rounds_what_it_writes(call, made, plain):
         (["quantize", "tagger.onnx", "-o", "tagger.onnx", "--weights", "int8"], 2, "written over"),
         ([*INT8, "--metric", "auc"], 2, "need --data"),
         ([*INT8, "--data", "set.npz", "--labels", "labels.npy"], 2, "labels of their own"),
-        ([*INT8, "--data", "speech.wav"], 2, "speech.wav is no .npy"),
+        ([*INT8, "--data", "speech.wav"], 2, "it begins with b'RIFF"),
         (["quantize", "vad2", "-o", "no.onnx", "--weights", "int8"], 3, "no built-in model 'vad2'"),
         (["export", "tagger.json", "-o", "no.onnx", "--weights", "int8", "--weights", "int4"], 2, "one type"),
         (["export", "tagger.json", "-o", "no.onnx", "--exclude", "head.*"], 2, "need --weights int8"),

@@ -132,7 +132,7 @@ def test_decisions_do_not_depend_on_the_split_and_can_be_saved(model):
 
 
 def test_an_answer_that_lacks_input_decides_nothing():
-    manifest = load("host").manifest  # one answer for 100 bases; the end of a read is padded with A
+    manifest = load("host").manifest  # one answer for 100 bases; the end of a read is padded with N
 
     def row_of(bases: int, *human: float) -> dict:
         rows = DecisionRows(manifest, 0.9)

@@ -160,6 +160,8 @@ def test_nonfinite_input(call, refused, made):
     passed = call(*run, "--allow-nonfinite", stdin=x.tobytes())
     assert passed.exit_code == 0
     assert lines(passed.stdout)[12]["speech"] is None
+    silent = [row for row in lines(passed.stdout) if row["speech"] is None]
+    assert f"{len(silent)} items of voice are NaN" in passed.stderr
 
 
 @pytest.mark.parametrize(

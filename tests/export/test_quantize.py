@@ -318,6 +318,8 @@ X = np.zeros((20, 40), np.float32)
         ({"data": (X, np.zeros(20)), "metric": "auc"}, UsageError, "auc scores one column"),
         ({"data": (X, np.zeros(19))}, InputError, "one label for each output item"),
         ({"data": (X, np.full(20, -1))}, InputError, "nothing to score"),
+        ({"data": (X, np.full(20, 99))}, InputError, "labels hold 99; accuracy of .* takes 0 to"),
+        ({"data": (X, np.full(20, 0.5))}, InputError, "labels hold 0.5"),
     ],
     ids=lambda value: "",
 )

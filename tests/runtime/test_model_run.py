@@ -193,6 +193,7 @@ def test_a_queue_in_front_of_a_pipe(model):
         ({"colour": 1}, "no argument colour"),
         ({"decide": 0.9, "emit": "items"}, "decisions"),
         ({"emit": "tokens"}, "logits"),
+        ({"emit": "nonsense"}, "emit = .nonsense. is none of events, items, audio, tokens"),
     ],
 )
 def test_wrong_arguments(model, folder, options, message):

@@ -412,7 +412,7 @@ REFUSED: dict[str, Bad] = {
     "len": bad(lambda s, x: x.reshape(len(x), -1, 3), "", "len", "len()", "shape[0]"),
     "rows mixed": bad(lambda s, x: x - x.mean(0, keepdim=True), "", "mean", "rows of a batch", "separate"),
     "wrong axis": bad(
-        lambda s, x: s.g(x)[0], "g", "GRU.forward", "rows of a batch", "separate", g=lambda: nn.GRU(3, 4)
+        lambda s, x: s.g(x)[0], "g", "GRU.forward", "rows of a batch", "batch=1", g=lambda: nn.GRU(3, 4)
     ),
     "two sequences": bad(lambda s, x: torch.cat([x, x * 2], 1), "", "cat", "after another", "one sequence"),
     "learned prefix": bad(

@@ -157,6 +157,11 @@ def test_a_streaming_layer_is_itself() -> None:
     assert convert(layer) is layer
 
 
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(ExportError, match=r"a function, no torch\.nn\.Module"):
+        convert(lambda x: x, torch.zeros(2, 5, 3))
+
+
 def test_a_window_that_is_imposed_is_said() -> None:
     assert converted(ACCEPTED["attention"]).window_imposed == 5
     assert converted(ACCEPTED["attention in a band"]).window_imposed is None
