@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile as sf
+from dataset import DataError
 from model import exportable, load
 
 from streamssm.errors import StreamSSMError
@@ -45,7 +46,7 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Manifest:
         front_end=front_end,
         example=np.ascontiguousarray(recording[rate : 2 * rate]),
         provenance={
-            "recipe": "examples/audio/train.toml, then tune.toml",
+            "recipe": "examples/audio/train.toml, then tune.toml, then long.toml",
             "step": notes["step"],
             "seed": notes["train"]["seed"],
         },
@@ -60,7 +61,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         manifest = export_checkpoint(args.checkpoint, args.out)
-    except (StreamSSMError, OSError) as error:
+    except (DataError, StreamSSMError, OSError) as error:
         print(f"export_model: {error}", file=sys.stderr)
         return 1
     size = args.out.stat().st_size

@@ -22,15 +22,24 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 import streamssm
-from streamssm.errors import StreamSSMError
+from streamssm.errors import SourceError, StreamSSMError
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".m4a", ".mp4", ".mkv", ".g722", ".gsm"}
 BLOCK = 100  # hops at a time: what is late does not matter here
 
 
 def recordings(folder: Path) -> list[Path]:
-    """The audio files in a folder and those below it, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    """The audio files in a folder and those below it, sorted.
+
+    Raises:
+        SourceError: it is no folder, or holds none.
+    """
+    if not folder.is_dir():
+        raise SourceError(f"{folder} is no folder: for a single file, use streamssm run vad FILE")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise SourceError(f"{folder} holds no recordings: looked for {', '.join(sorted(SUFFIXES))}")
+    return found
 
 
 def process(model: streamssm.Model, path: Path, target: Path, advance: Callable[[int], None]) -> int:
@@ -51,10 +60,9 @@ def process(model: streamssm.Model, path: Path, target: Path, advance: Callable[
 
 
 def batch(
-    model: streamssm.Model, folder: Path, out: Path, jobs: int, progress: Progress
+    model: streamssm.Model, folder: Path, paths: list[Path], out: Path, jobs: int, progress: Progress
 ) -> Iterable[tuple[Path, int | Exception]]:
-    """Work through a folder; yields each file with its number of events, or what went wrong."""
-    paths = recordings(folder)
+    """Work through files of a folder; yields each with its number of events, or what went wrong."""
     rate = model.manifest.input.rate or 1
     task = progress.add_task("", total=len(paths), heard=0.0)
     lock, heard = Lock(), 0.0
@@ -87,6 +95,8 @@ def main() -> int:
     parser.add_argument("--model", default="vad")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
+    if options.jobs < 1:
+        parser.error(f"--jobs is {options.jobs}: give 1 or more")
     columns = (
         BarColumn(),
         TaskProgressColumn(),
@@ -95,9 +105,9 @@ def main() -> int:
     )
     failed = 0
     try:
-        model = streamssm.load(options.model)
+        paths, model = recordings(options.folder), streamssm.load(options.model)
         with Progress(*columns, console=Console(stderr=True)) as progress:
-            for path, found in batch(model, options.folder, options.out, options.jobs, progress):
+            for path, found in batch(model, options.folder, paths, options.out, options.jobs, progress):
                 if isinstance(found, Exception):
                     failed += 1
                     progress.console.print(f"{path}: {found}", markup=False, highlight=False, soft_wrap=True)

@@ -239,20 +239,26 @@ class Mixer:
             tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
         )
 
-    @torch.no_grad()
     def mix(self, plan: Plan) -> tuple[Tensor, Tensor]:
         """The mixtures of a plan and their labels."""
+        return self.parts(plan)[:2]
+
+    @torch.no_grad()
+    def parts(self, plan: Plan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mixtures [B, S], labels [B, T], the speech in them [B, S], and the mixtures before the
+        effects on the whole [B, S]: of these the speech is a summand."""
         self.rng.manual_seed(plan.seed)
         rows = {name: self.send(index) for name, index in plan.chosen.items()}
         speech, labels = self.speech.render(tuple(self.send(x) for x in plan.speech))
         bed = self._bed(plan, rows, speech)
         self._apply(effects.room, speech, rows["room"])
         self._apply(effects.colour, speech, rows["colour_speech"])
-        mixture = self._combine(speech, labels, bed, self.send(plan.snr), rows["no_noise"])
+        plain = self._combine(speech, labels, bed, self.send(plan.snr), rows["no_noise"])
+        mixture = plain.clone()
         self._apply(effects.colour, mixture, rows["colour_mixture"])
         for name in ("phone", "coded", "mulaw", "clip"):
             self._apply(getattr(effects, name), mixture, rows[name])
-        return mixture.clamp(-1.0, 1.0), labels
+        return mixture.clamp(-1.0, 1.0), labels, speech, plain
 
     def _apply(self, effect, x: Tensor, rows: Tensor) -> None:
         if len(rows):

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from dataset import DataError
 
 from streamssm.atomic import replacing
 from streamssm.export.layers import (
@@ -103,9 +104,34 @@ def save(path: Path, network: Sequential, config: ModelConfig, **notes: object) 
 
 
 def load(path: Path) -> tuple[Sequential, ModelConfig, dict]:
-    """The network of a checkpoint, ready to run, with its config and notes."""
-    stored = torch.load(path, map_location="cpu", weights_only=True)
-    config = ModelConfig(**{**stored["config"], "blocks": tuple(stored["config"]["blocks"])})
-    network = build(config)
-    network.load_state_dict(stored["weights"])
-    return network.eval(), config, stored["notes"]
+    """The network of a checkpoint, ready to run, with its config and notes.
+
+    Raises:
+        DataError: it is no checkpoint of this network.
+    """
+    stored = stored_in(path)
+    try:
+        config = ModelConfig(**{**stored["config"], "blocks": tuple(stored["config"]["blocks"])})
+        network = build(config)
+        network.load_state_dict(stored["weights"])
+        return network.eval(), config, stored["notes"]
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        wanted = "give a best.pt that examples/audio/train.py wrote"
+        raise DataError(f"{path} is no checkpoint of the voice activity network: {wanted}") from error
+
+
+def stored_in(path: Path, device: torch.device | str = "cpu") -> dict:
+    """What torch wrote into a file.
+
+    Raises:
+        DataError: torch did not write it, or it is not whole.
+    """
+    try:
+        stored = torch.load(path, map_location=device, weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # bytes of another kind fail anywhere inside the unpickler
+        raise DataError(f"{path} is no file of torch, or is damaged") from error
+    if not isinstance(stored, dict):
+        raise DataError(f"{path} is no checkpoint: it holds a {type(stored).__name__}")
+    return stored

@@ -22,7 +22,7 @@ from mixing import PLAIN, MixConfig, Mixer, Planner, Table
 from model import ModelConfig, build, load, save
 from peers import _spread
 from sources import SOURCES
-from train import TrainConfig, Trainer, learning_rate, mask_band, read_config, warp_bands
+from train import SecondTarget, TrainConfig, Trainer, learning_rate, mask_band, read_config, warp_bands
 
 from streamssm.export.metrics import roc_auc
 
@@ -89,6 +89,15 @@ def test_mixtures_are_sound_and_repeatable(frames: int, config: MixConfig) -> No
     mixer.mix(planner[0])
     assert torch.equal(sound, mixer.mix(planner[3])[0]), "step 3 depends on the steps before it"
     assert not torch.equal(sound, mixer.mix(planner[4])[0])
+
+
+def test_the_parts_of_a_mixture_are_its_own() -> None:
+    config = replace(PLAIN, frames=100)
+    planner, mixer = small_mixer(config)
+    mixture, _, speech, plain = mixer.parts(planner[0])
+    torch.testing.assert_close(mixture, plain.clamp(-1, 1))
+    alone = replace(planner[0], chosen=planner[0].chosen | {"no_noise": np.arange(6)})
+    torch.testing.assert_close(mixer.parts(alone)[3], speech)
 
 
 def test_sound_and_labels_keep_to_the_plan() -> None:
@@ -217,12 +226,48 @@ def test_training_starts_resumes_and_goes_on_from_weights(tmp_path, capsys) -> N
         torch.testing.assert_close(a, b)
     again.run()
     assert again.step == 3
-    with pytest.raises(DataError, match="give another --out"):
-        toy_run(tmp_path, batch=4).resume()
+    for other in ({"batch": 4}, {"share": 0.5}):
+        with pytest.raises(DataError, match="give another --out"):
+            toy_run(tmp_path, **other).resume()
+    (tmp_path / "last.pt").write_bytes(b"cut off")
+    with pytest.raises(DataError, match=r"last.pt is no file of torch, or is damaged"):
+        again.resume()
     tuned = toy_run(tmp_path, start=tmp_path / "best.pt")
     kept = load(tmp_path / "best.pt")[0]
     for a, b in zip(tuned.network.parameters(), kept.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_the_second_target_is_the_share_of_speech_in_each_band() -> None:
+    torch.manual_seed(0)
+    second = SecondTarget(build(SMALL), SMALL)
+    time = torch.arange(HOP * 20) / 16_000
+    low, high = (0.3 * torch.sin(2 * torch.pi * f * time)[None] for f in (300, 5000))
+    mask = second.target(low, low + high)[:, 3:]
+    assert mask.shape == (1, 17, SMALL.n_mels)
+    below, above = (second.front[0].forward(x)[0][:, 3:] > -3 for x in (low, high))
+    assert below.any()
+    assert above.any()
+    assert mask[below].min() > 0.95
+    assert mask[above].max() < 0.05
+    assert (second.target(0 * low, high) == 0).all()
+
+
+@pytest.mark.usefixtures("small_validation")
+def test_the_second_target_reaches_the_network_and_is_not_kept(tmp_path) -> None:
+    run = toy_run(tmp_path, share=0.5)
+    before = run.second.bands.weight.clone()
+    run.run()
+    assert not torch.equal(run.second.bands.weight, before)
+    again = toy_run(tmp_path, share=0.5, steps=3)
+    again.resume()
+    torch.testing.assert_close(again.second.bands.weight, run.second.bands.weight)
+    without = toy_run(tmp_path)
+    without.run()
+    pairs = zip(run.network.parameters(), without.network.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs), "the weights do not feel it"
+    kept = torch.load(tmp_path / "best.pt", weights_only=True)["weights"]
+    assert kept.keys() == build(SMALL).state_dict().keys()
 
 
 @pytest.mark.usefixtures("small_validation")

@@ -75,6 +75,16 @@ def test_the_client_prints_the_servers_events(events) -> None:
     assert "is 'streamssm serve' running there" in refused.stderr
 
 
+@pytest.mark.parametrize("kind", ["missing", "file", "empty"])
+def test_a_folder_without_recordings_is_said(kind, tmp_path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    done = example("folder_batch.py", tmp_path / kind, "--out", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {tmp_path / kind} ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_folder_is_worked_through(events, tmp_path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     (folder / "below").mkdir(parents=True)

@@ -24,7 +24,7 @@ import torch
 from dataset import DataError, Pool
 from fetch import DEFAULT_CACHE
 from mixing import MixConfig, Mixer, Planner, Table
-from model import ModelConfig, build, load, parameters, save
+from model import ModelConfig, build, load, parameters, save, stored_in
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -52,6 +52,7 @@ class TrainConfig:
     p_carry: float = 0.6  # chance that a row goes on from its last state
     masked: float = 0.0  # share of rows that hear nothing of a random band of the spectrum
     warped: float = 0.0  # largest change of the spectrum's scale, in half of the rows: other throats
+    share: float = 0.0  # weight of the second target: how much of each band is speech
     valid_every: int = 500
     workers: int = 3
     seed: int = 1
@@ -77,7 +78,8 @@ class Trainer:
             self.network[0].register_forward_hook(
                 lambda _, __, out: (mask_band(warp_bands(out[0], train.warped), train.masked), out[1])
             )
-        self.optimiser = _optimiser(self.network, train, self.device)
+        self.second = SecondTarget(self.network, model).to(self.device) if train.share else None
+        self.optimiser = _optimiser([self.network, self.second], train, self.device)
         self.mixer = Mixer(speech, noise, mix, self.device)
         self.valid = Validation(args.cache, self.device)
         self.state = self.network.init_state(train.batch, self.device)
@@ -113,9 +115,12 @@ class Trainer:
 
     def one_step(self, plan) -> None:
         """One update from one fresh batch, without waiting for the device."""
-        sound, labels = self.mixer.mix(plan)
+        sound, labels, speech, plain = self.mixer.parts(plan)
         rate = learning_rate(self.train_config, self.step, self.progress())
-        self.losses.append(self.update(sound, labels, rate, self._keep()))
+        inputs = [sound, labels, self._keep()]
+        if self.second:
+            inputs.append(self.second.target(speech, plain))
+        self.losses.append(self.update(rate, *inputs))
         self._average()
         self.step += 1
 
@@ -157,6 +162,7 @@ class Trainer:
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "second": self.second.state_dict() if self.second else {},
             "state": self.state,
             "step": self.step,
             "best": self.best,
@@ -169,24 +175,53 @@ class Trainer:
         """Go on from `last.pt`, if there is one.
 
         Raises:
-            DataError: it is of another network or batch.
+            DataError: it is of another network or batch, or trained with another second target.
         """
         path = self.out / "last.pt"
         if not path.exists():
             return
-        stored = torch.load(path, map_location=self.device, weights_only=True)
+        stored = stored_in(path, self.device)
         try:
-            for part in ("network", "averaged", "optimiser"):
+            for part in ("network", "averaged", "optimiser", *(["second"] if self.second else [])):
                 getattr(self, part).load_state_dict(stored[part])
             for name, value in self.state.items():
                 value.copy_(stored["state"][name])
-        except (RuntimeError, KeyError):
-            raise DataError(f"{path} is of another network or batch: give another --out") from None
+        except (RuntimeError, KeyError, ValueError):  # the last one from the optimiser
+            raise DataError(f"{path} is of another network, batch or share: give another --out") from None
         self.step, self.best, self.spent = stored["step"], stored["best"], stored["spent"]
 
 
+class SecondTarget(torch.nn.Module):
+    """Predicts how much of each band is speech, from what the last layer reads; for training only.
+
+    The target is the ideal ratio mask, sqrt(power of the speech / power of the mixture) of each mel
+    band and frame. It says where the speech is, not only that there is some, and is not kept.
+    """
+
+    def __init__(self, network: torch.nn.Module, config: ModelConfig):
+        super().__init__()
+        self.bands = torch.nn.Linear(config.d_model, config.n_mels)
+        self.front, self.hidden = [network[0]], None  # in a list: its parameters are the network's
+        network[-2].register_forward_hook(self._remember)
+
+    def _remember(self, _layer: torch.nn.Module, _inputs: tuple, out: tuple) -> None:
+        self.hidden = out[0]
+
+    @torch.no_grad()
+    def target(self, speech: Tensor, plain: Tensor) -> Tensor:
+        """Speech [B, S] in a mixture [B, S] -> mask [B, T, M]."""
+        front = self.front[0]
+        power, whole = (front.forward(x)[0].exp() for x in (speech, plain))
+        return ((power - front.eps) / whole).clamp(0.0, 1.0).sqrt()
+
+    def loss(self, target: Tensor) -> Tensor:
+        """Cross-entropy of the mask for the network's last call, which it forgets."""
+        hidden, self.hidden = self.hidden, None  # kept, it would hold the call's whole autograd graph
+        return binary_cross_entropy_with_logits(self.bands(hidden), target)
+
+
 class Update:
-    """One step of the optimiser, as a function of (sound, labels, learning rate, rows to carry).
+    """One step of the optimiser, as a function of (learning rate, sound, labels, rows to carry, mask).
 
     On CUDA the third call records everything from the forward pass to the new weights in a graph,
     and later calls replay it: several thousand small kernels for the price of one launch.
@@ -195,26 +230,26 @@ class Update:
     def __init__(self, trainer: Trainer, recorded: bool):
         self.t, self.recorded, self.calls, self.graph = trainer, recorded, 0, None
 
-    def __call__(self, sound: Tensor, labels: Tensor, rate: float, keep: Tensor) -> Tensor:
-        """The loss of this step, on the device."""
+    def __call__(self, rate: float, *inputs: Tensor) -> Tensor:
+        """The loss of this step without that of the second target, on the device."""
         for group in self.t.optimiser.param_groups:
             group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else group.update(lr=rate)
         self.calls += 1
         if self.t.device.type != "cuda" or not self.recorded:
-            return self._eager(sound, labels, keep)
+            return self._eager(*inputs)
         if self.graph is None:
-            return self._warm(sound, labels, keep)
-        for held, new in zip(self.inputs, (sound, labels, keep), strict=True):
+            return self._warm(inputs)
+        for held, new in zip(self.inputs, inputs, strict=True):
             held.copy_(new)
         self.graph.replay()
         return self.loss.clone()
 
-    def _warm(self, sound: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+    def _warm(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """The first calls run as they are, on a stream of their own; then comes the recording."""
         if self.calls == 1:
-            self.inputs = [sound.clone(), labels.clone(), keep.clone()]
+            self.inputs = [x.clone() for x in inputs]
             self.stream = torch.cuda.Stream()
-        for held, new in zip(self.inputs, (sound, labels, keep), strict=True):
+        for held, new in zip(self.inputs, inputs, strict=True):
             held.copy_(new)
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
@@ -229,13 +264,14 @@ class Update:
                 self.loss = self._eager(*self.inputs)
         return loss
 
-    def _eager(self, sound: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+    def _eager(self, sound: Tensor, labels: Tensor, keep: Tensor, *mask: Tensor) -> Tensor:
         t = self.t
         held = {k: v * keep.to(v.dtype).view(-1, *[1] * (v.ndim - 1)) for k, v in t.state.items()}
         logits, state = t.network(sound, held)
         loss = binary_cross_entropy_with_logits(logits[..., 0].float(), labels)
         t.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        whole = loss + t.train_config.share * t.second.loss(*mask) if mask else loss
+        whole.backward()
         torch.nn.utils.clip_grad_norm_(t.network.parameters(), t.train_config.clip)
         t.optimiser.step()
         for name, value in state.items():
@@ -270,9 +306,12 @@ def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
     return rate * min(1.0, (step + 1) / config.warmup)
 
 
-def _optimiser(network: torch.nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
+def _optimiser(
+    networks: list[torch.nn.Module | None], config: TrainConfig, device: torch.device
+) -> torch.optim.Optimizer:
     """AdamW; weight decay on matrices only, and not on the state matrix of a Mamba layer."""
-    named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
+    named = [(n, p) for network in networks if network for n, p in network.named_parameters()]
+    named = [(n, p) for n, p in named if p.requires_grad]
     decayed = [p for n, p in named if p.ndim > 1 and "A_log" not in n]
     others = [p for n, p in named if p.ndim <= 1 or "A_log" in n]
     groups = [

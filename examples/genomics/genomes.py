@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import lzma
+import multiprocessing
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ CODES = np.full(256, 4, np.uint8)
 CODES[np.frombuffer(b"ACGTUacgtu", np.uint8)] = [0, 1, 2, 3, 3] * 2
 VALID_SHARE = 0.1  # of the end of a genome that serves both training and validation
 BOTH = ("tuberculosis", "knowlesi")
+BACTERIA = ("klebsiella", "vibrio", "tuberculosis", "helicobacter")
+COPIES = 6  # recodings of each, all with habits of their own
+PIECE = 3_000_000  # bases that are recoded at a time
 
 
 class DataError(RuntimeError):
@@ -119,19 +123,17 @@ def human(cache: Path, region: tuple[int, int]) -> np.ndarray:
 
 
 def build(cache: Path, seed: int = 1) -> tuple[Genomes, Genomes]:
-    """TRAIN and validation."""
+    """TRAIN, without recoded genomes, and validation."""
     train = {HUMAN: [human(cache, HUMAN_TRAIN)]}
     valid = {HUMAN: [human(cache, HUMAN_VALID)]}
     rng = np.random.default_rng(seed)
-    for group in ("klebsiella", "vibrio", "tuberculosis", "helicobacter", "knowlesi"):
+    for group in (*BACTERIA, "knowlesi"):
         genomes = [g[g < 4] for g in bases_of(group, cache)]
         if group in BOTH:
             end = round(len(genomes[0]) * (1 - VALID_SHARE))
             valid[group] = [genomes[0][end:]]
             genomes = [genomes[0][:end]]
         train[group] = genomes
-        if group != "knowlesi":
-            train[group + RECODED] = [recoded(g, rng) for g in _picked(genomes)]
     train["noise"] = [noise(rng)]
     valid["staphylococcus"] = [g[g < 4] for g in bases_of("staphylococcus", cache)]
     return joined(train), joined(valid)
@@ -147,18 +149,36 @@ def noise(rng: np.random.Generator, blocks: int = 4_000, length: int = 1_000) ->
     return bases.reshape(-1)
 
 
-def _picked(genomes: list[np.ndarray]) -> list[np.ndarray]:
-    """Two genomes that serve as models for recoded ones; one strain is much like the next."""
-    return [genomes[0], genomes[-1]]
+def with_recoded(genomes: Genomes, copies: int, seed: int = 1) -> Genomes:
+    """The genomes and, for each group of bacteria, so many recodings of it, made by all processors."""
+    groups = [g for g in BACTERIA if g in genomes.groups]
+    jobs = [
+        (genomes.of(group)[at : at + PIECE], (seed, g, copy, at))
+        for g, group in enumerate(groups)
+        for copy in range(copies)
+        for at in range(0, len(genomes.of(group)), PIECE)
+    ]
+    pieces = {group: [genomes.of(group)] for group in genomes.groups}
+    with multiprocessing.get_context("spawn").Pool() as pool:
+        for (_, (_, g, _, _)), found in zip(jobs, pool.imap(_recoded, jobs), strict=True):
+            pieces.setdefault(groups[g] + RECODED, []).append(found)
+    return joined(pieces)
+
+
+def _recoded(job: tuple[np.ndarray, tuple[int, ...]]) -> np.ndarray:
+    bases, seed = job
+    return recoded(bases, np.random.default_rng(seed))
 
 
 def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
+    parser.add_argument("--copies", type=int, default=COPIES, help="recodings of each group of bacteria")
     args = parser.parse_args()
     try:
         train, valid = build(args.cache)
+        train = with_recoded(train, args.copies)
     except (DataError, OSError) as error:
         print(f"genomes: {error}", file=sys.stderr)
         return 1

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from genomes import RECODED, DataError, Genomes
-from host_model import HOP, ModelConfig, build, save
+from host_model import HOP, ModelConfig, build, save, stored_in
 from reads import ErrorConfig, Reads
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -33,6 +33,7 @@ class TrainConfig:
     batch: int = 1024
     length: int = 400  # bases of a read
     long_every: int = 10  # one batch in so many has reads of twice the length, and a quarter of them
+    short_every: int = 0  # one batch in so many has twice as many reads of half the length
     lr: float = 2e-3
     warmup: int = 300
     weight_decay: float = 0.05
@@ -45,14 +46,14 @@ class TrainConfig:
     seed: int = 1
     weights: dict[str, float] = field(
         default_factory=lambda: {
-            "klebsiella": 0.17,
-            "klebsiella~": 0.14,
-            "vibrio": 0.16,
-            "vibrio~": 0.13,
+            "klebsiella": 0.15,
+            "klebsiella~": 0.17,
+            "vibrio": 0.13,
+            "vibrio~": 0.15,
             "tuberculosis": 0.05,
-            "tuberculosis~": 0.06,
-            "helicobacter": 0.09,
-            "helicobacter~": 0.08,
+            "tuberculosis~": 0.07,
+            "helicobacter": 0.07,
+            "helicobacter~": 0.09,
             "knowlesi": 0.10,
             "noise": 0.02,
         }
@@ -83,6 +84,7 @@ class Trainer:
         later = [0.25] * (2 * train.length // HOP - len(train.early))
         self.weights = torch.tensor([*train.early, *later], device=self.device)
         self.step, self.seconds, self.losses = 0, 0.0, []
+        self.before = 0  # steps behind the weights it began with
 
     def _validation_reads(self, genomes: Genomes) -> dict[str, Tensor]:
         """Reads of each validation group, and of the groups held out."""
@@ -126,7 +128,9 @@ class Trainer:
         """One update from one fresh batch; returns the loss without waiting for the device."""
         c = self.train_config
         long = bool(c.long_every) and self.step % c.long_every == c.long_every - 1
-        bases, labels = self.reads.batch(c.batch // 4 if long else c.batch, c.length * (1 + long))
+        short = not long and bool(c.short_every) and self.step % c.short_every == 0
+        B, length = (c.batch // 4, 2 * c.length) if long else (c.batch, c.length)
+        bases, labels = self.reads.batch(*(2 * c.batch, c.length // 2) if short else (B, length))
         for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
             group["lr"] = learning_rate(c, self.step, self.done)
         self.network.train()
@@ -183,7 +187,7 @@ class Trainer:
 
     def save(self, row: dict | None = None) -> None:
         """Write the averaged weights, and all that `resume` needs."""
-        notes = {"step": self.step, "seconds": self.seconds, "valid": row or {}}
+        notes = {"step": self.before + self.step, "seconds": self.seconds, "valid": row or {}}
         notes |= {"train": asdict(self.train_config), "errors": asdict(self.errors)}
         save(self.args.out / "best.pt", self.averaged, self.model_config, **notes)
         everything = {
@@ -197,6 +201,20 @@ class Trainer:
         with replacing(self.args.out / "last.pt") as scratch:
             torch.save(everything, scratch)
 
+    def begin_with(self, path: Path) -> None:
+        """Take the weights of a checkpoint, and nothing else of it.
+
+        Raises:
+            DataError: it has other sizes, or is no checkpoint.
+        """
+        stored = stored_in(path, self.device)
+        try:
+            for network in (self.network, self.averaged):
+                network.load_state_dict(stored["weights"])
+            self.before = stored["notes"].get("step", 0)
+        except (RuntimeError, KeyError) as error:
+            raise DataError(f"{path} is of another configuration than --config") from error
+
     def resume(self) -> None:
         """Go on from `last.pt`, if there is one.
 
@@ -206,13 +224,13 @@ class Trainer:
         path = self.args.out / "last.pt"
         if not path.exists():
             return
-        stored = torch.load(path, map_location=self.device, weights_only=True)
+        stored = stored_in(path, self.device)
         try:
             for part in ("network", "averaged"):
                 getattr(self, part).load_state_dict(stored[part])
             for optimiser, state in zip(self.optimisers, stored["optimisers"], strict=True):
                 optimiser.load_state_dict(state)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, KeyError) as error:
             reason = f"{path} is of another configuration; name another --out, or delete it"
             raise DataError(reason) from error
         self.reads.restore(stored["reads"])

@@ -54,10 +54,10 @@ def main() -> int:
     args = parser.parse_args()
     try:
         found = records(args.cache, args.each, args.longest)
+        args.out.write_text("".join(f"@{name}\n{text}\n+\n{'?' * len(text)}\n" for name, text in found))
     except (DataError, OSError) as error:
         print(f"make_reads: {error}", file=sys.stderr)
         return 1
-    args.out.write_text("".join(f"@{name}\n{text}\n+\n{'?' * len(text)}\n" for name, text in found))
     print(f"{args.out}: {len(found)} reads")
     return 0
 

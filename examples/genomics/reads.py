@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from adapters import bank
 from genomes import HUMAN, Genomes
 from torch import Tensor
 
 BLOCK = 32  # bases that share a quality
 LONGEST = 3  # bases put in at one place
+UNKNOWN = 4  # the token of N
+RUN = 60  # bases of the longest run of N
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,10 @@ class ErrorConfig:
     p_copy: tuple[float, float] = (0.0, 0.7)  # an insertion repeats the base before it
     p_transition: tuple[float, float] = (0.2, 0.6)  # a substitution is A-G or C-T
     homopolymer: tuple[float, float] = (0.0, 3.0)  # a repeated base is lost so much more often
+    p_prefix: float = 0.0  # reads that begin with a piece of adapters, or with bases by chance
+    prefix: int = 80  # bases of the longest
+    p_unknown: float = 0.0  # reads with N here and there; as many with a run of it
+    p_ended: float = 0.0  # reads of which only N is left from some base on
 
 
 class ReadSimulator:
@@ -60,7 +67,31 @@ class ReadSimulator:
         rank = place - (ends - count).gather(1, at)  # of the base among those given for this place
         real = rank < (count - extra).gather(1, at)
         copied = self._uniform(B, length) < self._between(B, c.p_copy)
-        return torch.where(real | copied, base, self._integers(4, B, length))
+        bases = torch.where(real | copied, base, self._integers(4, B, length))
+        return self._unknown(bases) if c.p_unknown or c.p_ended else bases
+
+    def begun(self, genome: Tensor, bank: Tensor) -> Tensor:
+        """Bases [B, S] with a share of the rows begun by what is no genome; errors come later."""
+        c, B = self.errors, len(genome)
+        length = self._uniform(B, 1) * (c.prefix + 1) * (self._uniform(B, 1) < c.p_prefix)
+        place = torch.arange(c.prefix, device=self.device)
+        adapter = bank[self._integers(len(bank) - c.prefix, B, 1) + place].long()
+        chance = self._integers(4, B, c.prefix)
+        start = torch.where(self._uniform(B, 1) < 0.5, adapter, chance)
+        start = torch.where(place < length.floor(), start, genome[:, : c.prefix])
+        return torch.cat([start, genome[:, c.prefix :]], 1)
+
+    def _unknown(self, bases: Tensor) -> Tensor:
+        """Bases [B, T] with N in some rows: single ones, a run, all from some base on."""
+        c, (B, T) = self.errors, bases.shape
+        place = torch.arange(T, device=self.device)
+        rate = 0.3 * self._uniform(B, 1) ** 2 * (self._uniform(B, 1) < c.p_unknown)
+        gone = self._uniform(B, T) < rate
+        first, size = self._integers(T, B, 1), self._integers(RUN, B, 1)
+        run = (place >= first) & (place <= first + size)
+        gone = gone | run & (self._uniform(B, 1) < c.p_unknown)
+        ended = (place >= self._integers(T, B, 1)) & (self._uniform(B, 1) < c.p_ended)
+        return bases.masked_fill(gone | ended, UNKNOWN)
 
     def _rates(self, B: int, S: int) -> tuple[Tensor, Tensor, Tensor]:
         """Probabilities of the three errors at each base [B, S]."""
@@ -119,6 +150,7 @@ class Reads:
         self.start = torch.from_numpy(genomes.starts[index]).to(device)
         self.size = torch.from_numpy(genomes.starts[[i + 1 for i in index]]).to(device) - self.start
         self.weight = torch.tensor([weights[g] for g in groups[1:]], device=device)
+        self.bank = torch.from_numpy(bank()).to(device)
 
     def batch(self, B: int, length: int, group: str | None = None) -> tuple[Tensor, Tensor]:
         """Reads [B, length] int64 and labels [B], 1 for human; the first half is human.
@@ -137,6 +169,8 @@ class Reads:
         genome = self.bases[first[:, None] + torch.arange(S, device=self.device)].long()
         reverse = draw._uniform(B, 1) < 0.5
         genome = torch.where(reverse, 3 - genome.flip(1), genome)
+        if draw.errors.p_prefix:
+            genome = draw.begun(genome, self.bank)
         return draw.read(genome, length), (which == 0).float()
 
     def state(self) -> Tensor:

@@ -17,13 +17,14 @@ import fast_dual
 import numpy as np
 import pytest
 import torch
-from genomes import CODES, DataError, Genomes, fasta, joined, noise
+from adapters import ADAPTERS, bank
+from genomes import CODES, DataError, Genomes, fasta, joined, noise, with_recoded
 from host_model import HOP, ModelConfig, build, load, rescale, save
 from host_peers import KmerRegression, kmers, letters
 from host_sources import HUMAN_TEST, HUMAN_TRAIN, HUMAN_VALID, SOURCES
 from host_training import TrainConfig, Trainer, learning_rate, read_config
 from intervals import Clusters, Comparison
-from reads import ErrorConfig, Reads, ReadSimulator, room
+from reads import UNKNOWN, ErrorConfig, Reads, ReadSimulator, room
 from recode import _AMINO, genes, recoded
 from testreads import LENGTH, SKIP, fragments
 
@@ -79,6 +80,18 @@ def test_recoding_keeps_frames_open(strand: int) -> None:
     assert (_AMINO[after] != _AMINO[48]).all()
 
 
+def test_every_group_of_bacteria_is_recoded_differently_each_time() -> None:
+    genomes = joined({"human": [random_bases(900)], "vibrio": [random_bases(9_000, 1)]})
+    found = with_recoded(genomes, 2)
+    assert found.groups == ("human", "vibrio", "vibrio~")
+    for group in genomes.groups:
+        np.testing.assert_array_equal(found.of(group), genomes.of(group))
+    first, second = np.split(found.of("vibrio~"), 2)
+    assert (first != genomes.of("vibrio")).any()
+    assert (first != second).any()
+    np.testing.assert_array_equal(with_recoded(genomes, 2).bases, found.bases)
+
+
 def test_noise_is_bases() -> None:
     bases = noise(np.random.default_rng(0), blocks=3, length=50)
     assert bases.shape == (150,)
@@ -106,6 +119,34 @@ def test_errors_come_at_the_stated_rate(kind: str, mix: tuple) -> None:
     else:
         changed = (reads[:, :100] != 0).float().mean()  # three of four inserted bases differ
         assert 0.055 < changed < 0.08
+
+
+def test_prefixes_take_the_place_of_the_first_bases() -> None:
+    errors = replace(NO_ERRORS, p_prefix=0.5)
+    simulator = ReadSimulator(errors, CPU, 0)
+    genome = torch.full((2_000, room(100)), UNKNOWN)  # a base that no prefix has
+    begun = simulator.begun(genome, torch.from_numpy(bank()))
+    length = (begun != UNKNOWN).sum(1)
+    place = torch.arange(genome.shape[1])
+    assert torch.equal(begun != UNKNOWN, place < length[:, None])
+    assert length.max() == errors.prefix
+    assert 0.45 < (length > 0).float().mean() < 0.55
+    texts = ["".join("ACGT"[base] for base in row[:n]) for row, n in zip(begun.tolist(), length, strict=True)]
+    known = "".join("ACGT"[base] for base in bank())
+    assert all(adapter in known for adapter in ADAPTERS)
+    assert 0.4 < np.mean([text in known for text in texts if len(text) > 20]) < 0.6
+
+
+def test_unknown_bases_come_singly_in_runs_and_at_the_end() -> None:
+    genome = torch.from_numpy(random_bases(1_000 * room(200)).astype(np.int64)).reshape(1_000, -1)
+    plain = ReadSimulator(NO_ERRORS, CPU, 0).read(genome, 200)
+    for errors, share in ((replace(NO_ERRORS, p_unknown=0.5), 0.1), (replace(NO_ERRORS, p_ended=0.5), 0.25)):
+        reads = ReadSimulator(errors, CPU, 0).read(genome, 200)
+        gone = reads == UNKNOWN
+        assert torch.equal(reads[~gone], plain[~gone])
+        assert 0.7 * share < gone.float().mean() < 1.3 * share
+    ended = gone[gone.any(1)].long()
+    assert (ended.diff(dim=1) >= 0).all()  # nothing follows
 
 
 def test_batches_are_half_human_and_repeatable() -> None:
@@ -192,9 +233,22 @@ def test_training_learns_and_goes_on(tmp_path) -> None:
     assert again.step == 12
     for mine, theirs in zip(again.averaged.parameters(), trainer.averaged.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+    another = Trainer(SMALL, replace(config, seed=2), ErrorConfig(), args)
+    another.begin_with(tmp_path / "best.pt")
+    assert (another.before, another.step) == (12, 0)
+    for mine, theirs in zip(another.network.parameters(), trainer.averaged.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
     wider = Trainer(replace(SMALL, d_model=16), config, ErrorConfig(), args)
-    with pytest.raises(DataError, match="another configuration"):
-        wider.resume()
+    for wrong in (wider.resume, lambda: wider.begin_with(tmp_path / "best.pt")):
+        with pytest.raises(DataError, match="another configuration"):
+            wrong()
+    (tmp_path / "last.pt").write_bytes(b"cut off")
+    for wrong in (wider.resume, lambda: load(tmp_path / "last.pt")):
+        with pytest.raises(DataError, match=r"last.pt is no file of torch, or is damaged"):
+            wrong()
+    torch.save({"config": {"layers": 2, "blocks": 3}}, tmp_path / "other.pt")
+    with pytest.raises(DataError, match=r"other.pt is no checkpoint of the host network"):
+        load(tmp_path / "other.pt")
 
 
 def test_learning_rate_rises_then_falls() -> None:

@@ -25,6 +25,8 @@ def main() -> int:
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         trainer = Trainer(*read_config(args.config), args)
+        if args.start:
+            trainer.begin_with(args.start)
         trainer.resume()
         print(
             f"{parameters(trainer.network)} parameters on {args.device}, from step {trainer.step}", flush=True
@@ -44,6 +46,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--fast", action="store_true", help="one matrix form for a read, in bfloat16 on CUDA")
     parser.add_argument("--compile", action="store_true", help="compile the blocks (CUDA, Triton)")
+    parser.add_argument("--start", type=Path, help="begin with the weights of this checkpoint")
     parser.add_argument("--seconds", type=float, help="train for so long instead of for steps")
     parser.add_argument("--hold-out", action="append", default=[], help="a group to validate on instead")
     return parser.parse_args()
