@@ -181,7 +181,7 @@ def websocket_options(token: str | None, timeout: float, ssl: Any) -> dict[str, 
         "max_size": None,
         "max_queue": None,
         "ping_interval": 20,
-        "ping_timeout": 60,
+        "ping_timeout": max(60, timeout),  # the answer comes after what was sent before is dealt with
     }
 
 

@@ -38,12 +38,16 @@ function(find_tensorrt_headers result)
     message(FATAL_ERROR "STREAMSSM_TENSORRT_INCLUDE is ${STREAMSSM_TENSORRT_INCLUDE}, where no NvInferRuntime.h is")
   endif()
   tensorrt_site_packages(sites)
-  set(places
-    "${STREAMSSM_TENSORRT_INCLUDE}" "${TENSORRT_ROOT}/include" "$ENV{TENSORRT_ROOT}/include"
-    "/usr/include/${CMAKE_LIBRARY_ARCHITECTURE}" "/usr/include/${CMAKE_SYSTEM_PROCESSOR}-linux-gnu" "/usr/include"
-    "/usr/local/tensorrt/include" "/opt/tensorrt/include")
-  if(CMAKE_CROSSCOMPILING)  # a header of the system is for another machine
-    list(SUBLIST places 0 3 places)
+  set(places ${STREAMSSM_TENSORRT_INCLUDE})
+  foreach(root "${TENSORRT_ROOT}" "$ENV{TENSORRT_ROOT}")
+    if(root)
+      list(APPEND places "${root}/include")
+    endif()
+  endforeach()
+  if(NOT CMAKE_CROSSCOMPILING)  # a header of the system is for another machine
+    list(APPEND places
+      "/usr/include/${CMAKE_LIBRARY_ARCHITECTURE}" "/usr/include/${CMAKE_SYSTEM_PROCESSOR}-linux-gnu" "/usr/include"
+      "/usr/local/tensorrt/include" "/opt/tensorrt/include")
   endif()
   foreach(site ${sites})
     file(GLOB packaged ${site}/*/include/tensorrt ${site}/tensorrt*/include)

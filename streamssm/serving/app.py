@@ -36,8 +36,9 @@ _HANDSHAKE = 10.0  # seconds for TLS
 
 @dataclass(frozen=True)
 class Offer:
-    """A model that is served, and the pool of its streams."""
+    """A model that is served under a name, and the pool of its streams."""
 
+    name: str
     model: Model
     pool: AsyncPool
 
@@ -117,7 +118,7 @@ class Server:
         settings, step = self.settings, self.metrics.of(name).step
         block, slots = settings.blocks.get(name), settings.slots
         pool = model.async_pool(slots, block, gather=settings.gather, on_step=step)
-        self._offers[name] = Offer(model, await pool.__aenter__())
+        self._offers[name] = Offer(name, model, await pool.__aenter__())
         self.metrics.slots.labels(name).set(slots)
 
     async def _listen(self) -> None:
@@ -235,7 +236,7 @@ class Server:
         if self._draining:
             raise busy("the server shuts down")
         if offer.pool.failed is not None:
-            raise Refusal(500, "PoolFailed", f"the streams of {asked.model} are not stepped any more")
+            raise Refusal(500, "PoolFailed", f"the streams of {offer.name} are not stepped any more")
         if not offer.pool.free:
             raise busy(f"all {offer.pool.slots} slots are taken; try again later")
         refused = self._max_message + 1  # aiohttp's limit is the first size that it does not take
@@ -250,13 +251,13 @@ class Server:
         except PoolFullError as error:
             raise busy(str(error)) from error
         async with stream:
-            session = Session(name, ws, request.transport, stream, asked, self.metrics)
+            session = Session(name, offer.name, ws, request.transport, stream, asked, self.metrics)
             await ws.prepare(request)
             await self._run(session)
         return ws
 
     async def _run(self, session: Session) -> None:
-        settings, name = self.settings, session.model.manifest.name
+        settings, name = self.settings, session.served
         self._sessions.add(session)
         self.metrics.of(name).opened += 1
         reason = "aborted"

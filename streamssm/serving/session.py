@@ -41,13 +41,14 @@ class Session:
     def __init__(
         self,
         name: str,
+        served: str,
         ws: web.WebSocketResponse,
         transport: asyncio.Transport | None,
         stream: AsyncStream,
         asked: Asked,
         metrics: Metrics,
     ):
-        self.name, self.model = name, stream.model
+        self.name, self.served, self.model = name, served, stream.model  # served: what clients call the model
         self.heard = time.monotonic()  # since when the client has said nothing; inf while it is worked for
         self.sending: float | None = None  # since when a message has been waiting to be taken
         self._transport = transport
@@ -70,7 +71,7 @@ class Session:
             "eof": self._on_eof,
             "ping": self._on_ping,
         }
-        self._counts = metrics.of(manifest.name)
+        self._counts = metrics.of(served)
         self._late = Lateness(self._counts.latency.add)
 
     @property
@@ -305,7 +306,7 @@ class Session:
             "type": "ready",
             "protocol": PROTOCOL,
             "session": self.name,
-            "model": described["name"],
+            "model": self.served,
             **{key: described[key] for key in kept},
             "events": self._emit == "events",
             "emit": self._emit,

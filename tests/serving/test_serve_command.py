@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import urllib.request
 
 import numpy as np
 import pytest
@@ -95,6 +96,17 @@ def certificate(tmp_path_factory):
     except FileNotFoundError:
         pytest.skip("openssl, which makes the certificate, is not installed")
     return folder / "cert.pem", folder / "key.pem"
+
+
+def test_one_name_for_two_files_is_no_hindrance(paths, models):
+    x = voice()
+    with Process(paths["voice"], f"again={paths['voice']}") as server:
+        with streamssm.connect(server.url, "again") as stream:
+            rows = stream.send(x)
+            assert rows + stream.flush() == expected(models["voice"], x)
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics") as page:
+            assert 'model="again"' in page.read().decode()
+        assert server.end()[0] == 0
 
 
 def test_tls_and_a_token_from_a_file(paths, models, certificate, tmp_path):
