@@ -193,6 +193,7 @@ function clear() {
 function ended() {
   const { session } = page;
   if (page.mode === "follow" && session.wave && timeline.mode === "follow") timeline.fit();
+  figures(session); // with the word that says so, not a picture later
   const events = session.entries.filter(({ gap }) => !gap).length;
   $("announce").textContent = `Finished: ${events} events`;
   if (session.wave) $("timeline").setAttribute("aria-label", describe(session));
