@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from genomes import Genomes, human
+from genomes import DataError, Genomes, human
 from reads import ErrorConfig, Reads
 
 K, READS, SEED = 4, 60_000, 5
@@ -57,11 +57,20 @@ class KmerRegression:
 
     @classmethod
     def cached(cls, cache: Path) -> KmerRegression:
-        """As trained before by the same recipe, or trained now and kept."""
-        recipe = repr((WEIGHTS, ErrorConfig(), K, READS, SEED))
+        """As trained before by the same recipe on the same genomes, or trained now and kept.
+
+        Raises:
+            DataError: there are no genomes.
+        """
+        genomes = cache / "train.npz"
+        if not genomes.exists():
+            raise DataError(f"{genomes} is missing; run genomes.py first")
+        with genomes.open("rb") as file:
+            data = hashlib.file_digest(file, "sha256").hexdigest()
+        recipe = repr((WEIGHTS, ErrorConfig(), K, READS, SEED, data))
         path = cache / f"kmers-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.npz"
         if not path.exists():
-            fitted = cls.trained(Genomes.load(cache / "train.npz")).weights
+            fitted = cls.trained(Genomes.load(genomes)).weights
             np.savez(path, **{str(length): w for length, w in fitted.items()})
         with np.load(path) as stored:
             return cls({int(length): stored[length] for length in stored})

@@ -127,15 +127,16 @@ class Trainer:
     def one_step(self) -> Tensor:
         """One update from one fresh batch; returns the loss without waiting for the device."""
         c = self.train_config
-        long = bool(c.long_every) and self.step % c.long_every == c.long_every - 1
-        short = not long and bool(c.short_every) and self.step % c.short_every == 0
-        B, length = (c.batch // 4, 2 * c.length) if long else (c.batch, c.length)
-        bases, labels = self.reads.batch(*(2 * c.batch, c.length // 2) if short else (B, length))
+        rows, length = self._shape()
+        bases, labels = self.reads.batch(rows, length)
         for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
             group["lr"] = learning_rate(c, self.step, self.done)
         self.network.train()
         # long reads are few: what is compiled is compiled for the others alone
-        with _autocast(self.device), torch.compiler.set_stance("force_eager" if long else "default"):
+        with (
+            _autocast(self.device),
+            torch.compiler.set_stance("force_eager" if length > c.length else "default"),
+        ):
             logits = self.network(bases)[0][..., 0].float()
         weight = self.weights[: logits.shape[1]]
         target = labels[:, None].expand_as(logits)
@@ -148,6 +149,15 @@ class Trainer:
         self._average()
         self.step += 1
         return loss.detach()
+
+    def _shape(self) -> tuple[int, int]:
+        """Reads of the next batch, and bases of a read."""
+        c = self.train_config
+        if c.long_every and self.step % c.long_every == c.long_every - 1:
+            return c.batch // 4, 2 * c.length
+        if c.short_every and self.step % c.short_every == 0:
+            return 2 * c.batch, c.length // 2
+        return c.batch, c.length
 
     @torch.no_grad()
     def _average(self) -> None:

@@ -33,6 +33,10 @@ struct InputSpec {
   int64_t hop = 1;
   int64_t vocabulary = 0;  // 0: none
   int64_t filler = 0;      // what fills the last block of a stream that ends: N of nucleotides, else zeros
+  // So many fillers, to be copied as items are; none where zeros do.
+  std::vector<int64_t> padding(int64_t items) const {
+    return std::vector<int64_t>(filler != 0 ? size_t(items) : 0, filler);
+  }
 };
 
 struct OutputSpec {

@@ -137,9 +137,9 @@ void Pool::flush(size_t index) {
   if (slot.ending) return;
   const int64_t hop = manifest().input.hop;
   const int64_t tail = slot.position == 0 ? 0 : (slot.items + manifest().lookahead + hop - 1) / hop * hop;
-  const int64_t filler = manifest().input.filler;  // of single tokens, where it is not zero
-  const std::vector<int64_t> padding(filler != 0 ? size_t(tail - slot.items) : 0, filler);
-  put(slot, index, filler != 0 ? reinterpret_cast<const char*>(padding.data()) : nullptr, tail - slot.items);
+  const std::vector<int64_t> padding = manifest().input.padding(tail - slot.items);
+  const char* const end = padding.empty() ? nullptr : reinterpret_cast<const char*>(padding.data());
+  put(slot, index, end, tail - slot.items);
   slot.ending = true;
 }
 

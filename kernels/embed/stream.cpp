@@ -130,9 +130,8 @@ void Stream::flush(streamssm_frames* outputs) {
   require_room(needed_, outputs);
   const int64_t hop = manifest().input.hop, waiting = pending();
   const int64_t tail = (waiting + manifest().lookahead + hop - 1) / hop * hop;
-  const int64_t filler = manifest().input.filler;  // of single tokens, where it is not zero
-  const std::vector<int64_t> padding(filler != 0 ? size_t(tail - waiting) : 0, filler);
-  const char* const end = filler != 0 ? reinterpret_cast<const char*>(padding.data()) : nullptr;
+  const std::vector<int64_t> padding = manifest().input.padding(tail - waiting);
+  const char* const end = padding.empty() ? nullptr : reinterpret_cast<const char*>(padding.data());
   remember();
   try {
     Source source(backlog_.data(), backlog_items(), end, tail - waiting, item_);
