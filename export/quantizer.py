@@ -49,6 +49,8 @@ from streamssm.outputs import by_name
 #: matrices with fewer inputs or outputs stay float32: they are small, and would be mostly padding
 LEAST_INPUTS, LEAST_OUTPUTS = 32, 8
 BLOCK_SIZE = 128
+#: what makes the step size, B and C of a scan: left in float32 if the file is refused with it
+SCAN_INPUTS = "x_proj"
 #: constants of the front end, by the last part of their names: not weights, and needed to full precision
 FRONT_END = ("fourier", "filters")
 
@@ -74,6 +76,8 @@ def quantize(
         target: the file to write; nothing is written if anything is refused.
         weights: ``int8`` or ``int4``.
         exclude: patterns such as ``head.*``; linear layers whose weight's name matches stay float32.
+            So do those that make the step size, B and C of a scan (``x_proj``), if the file would be
+            refused with them.
         block_size: inputs that share a scale: 16, 32, 64, 128 or 256. Smaller is more exact, larger
             is faster. A matrix of fewer inputs gets the smallest block that holds them.
         data: what to measure output errors on: x [B, T, *item_shape] or [T, ...], a pair (x, labels)
@@ -100,11 +104,13 @@ def quantize(
     proto = onnx.load(model.path)
     layers, kept = _choose(linear_layers(proto), exclude)
     subject = _Subject.of(model, data, metric)
-    matrices = _rounded(layers, weights, block_size, progress)
-    job = _Job(model, proto, layers, matrices, _manifest(model, weights, block_size, kept))
-    golden = job.golden()
-    errors = _certify(job, golden)
-    total = job.effect(matrices, subject)
+
+    def draft(layers: Sequence[LinearLayer]) -> _Job:
+        matrices = _rounded(layers, weights, block_size, progress)
+        return _Job(model, proto, layers, matrices, _manifest(model, weights, block_size, kept))
+
+    job, golden, errors = _certified(draft, layers, kept)
+    total = job.effect(job.matrices, subject)
     single = job.effects(subject, progress) if per_layer else {}
     whole = CertifiedError("against the float32 file", total.max_abs, total.max_rel, subject.items)
     job.write(target, golden, (whole, *errors))
@@ -152,6 +158,29 @@ def _report(
         ),
         kept=kept,
     )
+
+
+def _certified(
+    draft: Callable[[Sequence[LinearLayer]], _Job], layers: Sequence[LinearLayer], kept: dict[str, str]
+) -> tuple[_Job, Golden, tuple[CertifiedError, ...]]:
+    """A draft with all layers or, where that is refused, with those that a scan reads in float32.
+
+    They say what a state takes in and how fast it forgets, so that what rounding does to them is
+    multiplied from item to item. They are few, and entered into ``kept``.
+    """
+    job = draft(layers)
+    golden = job.golden()
+    try:
+        return job, golden, _certify(job, golden)
+    except ExportError:
+        others = [layer for layer in layers if SCAN_INPUTS not in layer.name.split(".")]
+        if not 0 < len(others) < len(layers):
+            raise
+    names = {layer.name for layer in layers} - {layer.name for layer in others}
+    kept |= dict.fromkeys(sorted(names), "read by a scan, which amplifies its rounding")
+    job = draft(others)
+    golden = job.golden()
+    return job, golden, _certify(job, golden)
 
 
 def _certify(job: _Job, golden: Golden) -> tuple[CertifiedError, ...]:

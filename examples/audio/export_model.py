@@ -46,7 +46,7 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Manifest:
         front_end=front_end,
         example=np.ascontiguousarray(recording[rate : 2 * rate]),
         provenance={
-            "recipe": "examples/audio/train.toml, then tune.toml, then long.toml",
+            "recipe": "examples/audio/train.toml, then tune.toml, long.toml and grow.toml",
             "step": notes["step"],
             "seed": notes["train"]["seed"],
         },

@@ -9,6 +9,7 @@ Letters: B rows in a batch, T frames in a row, S = T * HOP samples.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect
 from dataclasses import dataclass, field
 from random import Random
@@ -75,15 +76,16 @@ class Plan:
 class Table:
     """Items of a pool, drawn group by group; small enough to live on the CPU.
 
-    A group is drawn in proportion to its length to the power of `balance`, then an item of it in
-    proportion to the item's length.
+    A group is drawn in proportion to its length to the power of `balance`, times the factors in
+    `favour` of the words in its name; then an item of it in proportion to the item's length.
     """
 
-    def __init__(self, pool: Pool, balance: float):
+    def __init__(self, pool: Pool, balance: float, favour: dict[str, float] | None = None):
         self.start, self.length = pool.start.tolist(), pool.length.tolist()
         self.level = pool.level.tolist()
         seconds = np.bincount(pool.group, pool.length, len(pool.groups))
-        self.groups = _running(seconds**balance)
+        factors = [math.prod(f for word, f in (favour or {}).items() if word in g) for g in pool.groups]
+        self.groups = _running(seconds**balance * np.array(factors))
         self.items = [np.flatnonzero(pool.group == g) for g in range(len(pool.groups))]
         self.chances = [_running(pool.length[items]) for items in self.items]
 

@@ -57,10 +57,11 @@ def show(found: list[Report], console: Console) -> None:
         table.add_row(report.weights, f"{report.total.metric:.4f}", change, bar, size)
     console.print(table)
     detail = Table("layer", *(f"{report.weights}, alone" for report in found))
-    for rows in zip(*(report.layers for report in found), strict=True):
-        effects = [(row.effect, report.baseline) for row, report in zip(rows, found, strict=True)]
-        if None not in (effect for effect, _ in effects):
-            detail.add_row(rows[0].name, *(f"{effect.metric - before:+.4f}" for effect, before in effects))
+    effects = [{row.name: row.effect for row in report.layers if row.effect} for report in found]
+    for name in dict.fromkeys(name for alone in effects for name in alone):
+        changes = zip(effects, found, strict=True)
+        cells = (f"{e[name].metric - r.baseline:+.4f}" if name in e else "float32" for e, r in changes)
+        detail.add_row(name, *cells)
     if detail.row_count:
         console.print(detail)
 

@@ -9,6 +9,7 @@ import zipfile
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import fetch
 import numpy as np
@@ -22,7 +23,8 @@ from mixing import PLAIN, MixConfig, Mixer, Planner, Table
 from model import ModelConfig, build, load, save
 from peers import _spread
 from sources import SOURCES
-from train import SecondTarget, TrainConfig, Trainer, learning_rate, mask_band, read_config, warp_bands
+from spectra import SecondTarget, mask_band, warp_bands
+from train import TrainConfig, Trainer, learning_rate, read_config
 
 from streamssm.export.metrics import roc_auc
 
@@ -49,6 +51,14 @@ def small_mixer(config: MixConfig, seed: int = 0, rows: int = 6) -> tuple[Planne
     speech, noise = small_pool(1, 1), small_pool(2, 0)
     planner = Planner(Table(speech, 0.6), Table(noise, 0.6), config, rows, seed)
     return planner, Mixer(speech, noise, config, CPU)
+
+
+def test_favoured_groups_are_drawn_more_often() -> None:
+    plain, favoured = (Table(small_pool(1, 1), 0.5, favour) for favour in (None, {"c": 4.0, "": 1.0}))
+    rng = Random(0)
+    often = [sum(table.group(rng) == 2 for _ in range(4000)) / 4000 for table in (plain, favoured)]
+    odds = [share / (1 - share) for share in often]
+    assert odds[1] / odds[0] == pytest.approx(4, rel=0.2)
 
 
 def test_auc_counts_pairs() -> None:
@@ -201,10 +211,12 @@ def toy_run(folder: Path, **changes: object) -> Trainer:
             pool = small_pool(seed, seed == 1)
             pool.labels[::3] = 0
             pool.save(folder / f"{split}-{name}.npz")
-    start = changes.pop("start", None)
-    args = Namespace(cache=folder, out=folder, start=start, device="cpu", fast_scan=True, no_graph=False)
+    start, grow = changes.pop("start", None), changes.pop("grow", False)
+    model = changes.pop("model", SMALL)
+    args = Namespace(cache=folder, out=folder, start=start, grow=grow, device="cpu")
+    args.fast_scan, args.no_graph = True, False
     config = replace(TrainConfig(batch=2, valid_every=2, workers=0, steps=2), **changes)
-    return Trainer(SMALL, config, MixConfig(frames=40), args)
+    return Trainer(model, config, MixConfig(frames=40), args)
 
 
 @pytest.fixture
@@ -232,6 +244,10 @@ def test_training_starts_resumes_and_goes_on_from_weights(tmp_path, capsys) -> N
     (tmp_path / "last.pt").write_bytes(b"cut off")
     with pytest.raises(DataError, match=r"last.pt is no file of torch, or is damaged"):
         again.resume()
+    wider = toy_run(tmp_path, start=tmp_path / "best.pt", grow=True, model=replace(SMALL, mlp_hidden=16))
+    assert wider.model_config.mlp_hidden == 16
+    wider.run()
+    assert load(tmp_path / "best.pt")[1].mlp_hidden == 16
     tuned = toy_run(tmp_path, start=tmp_path / "best.pt")
     kept = load(tmp_path / "best.pt")[0]
     for a, b in zip(tuned.network.parameters(), kept.parameters(), strict=True):

@@ -23,17 +23,18 @@ from pathlib import Path
 import torch
 from dataset import DataError, Pool
 from fetch import DEFAULT_CACHE
+from grow import grown
 from mixing import MixConfig, Mixer, Planner, Table
 from model import ModelConfig, build, load, parameters, save, stored_in
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from spectra import SecondTarget, mask_band, warp_bands
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader
 from validation import Validation
 
 from streamssm.atomic import replacing
-
-SILENCE = -13.0  # log-mel of next to nothing
+from streamssm.export.layers import Sequential
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class TrainConfig:
     p_carry: float = 0.6  # chance that a row goes on from its last state
     masked: float = 0.0  # share of rows that hear nothing of a random band of the spectrum
     warped: float = 0.0  # largest change of the spectrum's scale, in half of the rows: other throats
+    favoured: str = ""  # part of the names of the packages whose speech is drawn `favour` times as often
+    favour: float = 1.0
     share: float = 0.0  # weight of the second target: how much of each band is speech
     valid_every: int = 500
     workers: int = 3
@@ -62,17 +65,17 @@ class Trainer:
     """Everything that a training run remembers."""
 
     def __init__(self, model: ModelConfig, train: TrainConfig, mix: MixConfig, args):
-        model = load(args.start)[1] if args.start else model
+        torch.manual_seed(train.seed)
+        network, model = _begin(args.start, model, args.grow)
         self.model_config, self.train_config, self.mix_config, self.out = model, train, mix, args.out
         self.device = torch.device(args.device)
         speech, noise = (Pool.load(args.cache / f"train-{name}.npz") for name in ("speech", "noise"))
-        planner = Planner(Table(speech, 0.8), Table(noise, 0.35), mix, train.batch, train.seed)
-        self.plans = planner
-        torch.manual_seed(train.seed)
+        talk, beds = Table(speech, 0.8, {train.favoured: train.favour}), Table(noise, 0.35)
+        self.plans = Planner(talk, beds, mix, train.batch, train.seed)
         torch.set_float32_matmul_precision("high")
         if args.fast_scan:
             _fuse(self.device)
-        self.network = (load(args.start)[0].train() if args.start else build(model)).to(self.device)
+        self.network = network.train().to(self.device)
         self.averaged = copy.deepcopy(self.network).requires_grad_(False).eval()
         if train.masked or train.warped:
             self.network[0].register_forward_hook(
@@ -191,35 +194,6 @@ class Trainer:
         self.step, self.best, self.spent = stored["step"], stored["best"], stored["spent"]
 
 
-class SecondTarget(torch.nn.Module):
-    """Predicts how much of each band is speech, from what the last layer reads; for training only.
-
-    The target is the ideal ratio mask, sqrt(power of the speech / power of the mixture) of each mel
-    band and frame. It says where the speech is, not only that there is some, and is not kept.
-    """
-
-    def __init__(self, network: torch.nn.Module, config: ModelConfig):
-        super().__init__()
-        self.bands = torch.nn.Linear(config.d_model, config.n_mels)
-        self.front, self.hidden = [network[0]], None  # in a list: its parameters are the network's
-        network[-2].register_forward_hook(self._remember)
-
-    def _remember(self, _layer: torch.nn.Module, _inputs: tuple, out: tuple) -> None:
-        self.hidden = out[0]
-
-    @torch.no_grad()
-    def target(self, speech: Tensor, plain: Tensor) -> Tensor:
-        """Speech [B, S] in a mixture [B, S] -> mask [B, T, M]."""
-        front = self.front[0]
-        power, whole = (front.forward(x)[0].exp() for x in (speech, plain))
-        return ((power - front.eps) / whole).clamp(0.0, 1.0).sqrt()
-
-    def loss(self, target: Tensor) -> Tensor:
-        """Cross-entropy of the mask for the network's last call, which it forgets."""
-        hidden, self.hidden = self.hidden, None  # kept, it would hold the call's whole autograd graph
-        return binary_cross_entropy_with_logits(self.bands(hidden), target)
-
-
 class Update:
     """One step of the optimiser, as a function of (learning rate, sound, labels, rows to carry, mask).
 
@@ -279,31 +253,19 @@ class Update:
         return loss.detach()
 
 
-def mask_band(mel: Tensor, share: float) -> Tensor:
-    """mel [B, T, M] with up to a quarter of the bands at the level of silence, in this share of rows."""
-    rows, _, bands = mel.shape
-    dice = torch.rand(3, rows, 1, 1, device=mel.device)
-    width = dice[0] * bands / 4
-    first = dice[1] * (bands - width)
-    band = torch.arange(bands, device=mel.device)
-    return torch.where((band >= first) & (band < first + width) & (dice[2] < share), SILENCE, mel)
-
-
-def warp_bands(mel: Tensor, most: float) -> Tensor:
-    """mel [B, T, M] read at bands scaled by up to 1 +- `most` and moved by up to 2, in half of the rows."""
-    rows, _, bands = mel.shape
-    scale, shift, dice = torch.rand(3, rows, 1, device=mel.device)
-    band = torch.arange(bands, device=mel.device)
-    moved = (band * (1 + most * (2 * scale - 1)) + 4 * shift - 2).clamp(0, bands - 1)
-    at = torch.where((dice < 0.5) & (most > 0), moved, band)
-    return mel @ (1 - (band[:, None] - at[:, None]).abs()).clamp(min=0)
-
-
 def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
     """Linear warm-up by steps, then half a cosine over the run's progress down to `lr_last`."""
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     rate = config.lr_last + (config.lr - config.lr_last) * cosine
     return rate * min(1.0, (step + 1) / config.warmup)
+
+
+def _begin(start: Path | None, model: ModelConfig, grow: bool) -> tuple[Sequential, ModelConfig]:
+    """The network to train, and its sizes: new, or of a file, or of a file and grown to `model`."""
+    if start is None:
+        return build(model), model
+    network, stored, _ = load(start)
+    return (grown(network, stored, model), model) if grow else (network, stored)
 
 
 def _optimiser(
@@ -388,6 +350,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
     parser.add_argument("--out", type=Path, default=Path("runs/vad"))
     parser.add_argument("--start", type=Path, help="go on from the weights of this .pt file")
+    parser.add_argument("--grow", action="store_true", help="with --start: to the sizes in the config")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--fast-scan", action="store_true", help="fused scan (CUDA, Triton)")
     parser.add_argument("--no-graph", action="store_true", help="on CUDA: launch every kernel by itself")

@@ -90,7 +90,7 @@ def test_a_precision_that_nothing_has_is_refused(backend, model_files):
 
 
 def test_a_model_whose_values_do_not_fit_is_refused(backend):
-    """The last block of the built-in model makes numbers of millions."""
+    """The last block of the built-in model makes numbers of 10^8 and more."""
     with pytest.raises(BackendError, match=r"vad cannot run in float16: .* load with precision='bfloat16'"):
         streamssm.load("vad", backend="cuda", precision="float16")
 

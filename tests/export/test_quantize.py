@@ -21,7 +21,7 @@ from streamssm.backends.cpu import import_onnxruntime
 from streamssm.backends.requirements import check_version
 from streamssm.checks import run_checks
 from streamssm.errors import BackendError, ExportError, InputError, ManifestError, OutputError, UsageError
-from streamssm.export import OutputSpec, build, export, model_options, quantize
+from streamssm.export import OutputSpec, build, export, model_options, quantize, quantizer
 from streamssm.export.layers import Linear, Sequential, StreamingLayer
 from streamssm.export.quantize_blocks import QuantisedMatrix
 from streamssm.manifest import Weights, decode_manifest
@@ -297,6 +297,32 @@ def test_excluded_layers_stay_as_they_are(plain, tmp_path) -> None:
     assert {name: report.kept[name] for name in names} == dict.fromkeys(names, "excluded")
     before, after = stored(plain["tokens"]), stored(path)
     assert all(before[f"{name}.T"].tobytes() == after[f"{name}.T"].tobytes() for name in names)
+
+
+def test_what_a_scan_reads_stays_float32_where_the_file_is_refused_with_it(
+    plain, tmp_path, monkeypatch
+) -> None:
+    path, name, tried = tmp_path / "q.onnx", "backbone.layers.0.mixer.x_proj.weight", []
+
+    def certify(draft: Path, *rest: object) -> tuple[object, ...]:
+        tried.append(nodes(draft, "MatMulNBits"))
+        if any("x_proj" in node for node in tried[-1]):
+            raise ExportError("output 'label' differs")
+        return plainly(draft, *rest)
+
+    plainly = quantizer.certify
+    monkeypatch.setattr(quantizer, "certify", certify)
+    report = quantize(plain["tokens"], path, "int4", per_layer=False)
+    assert set(tried[0]) - set(tried[1]) == {name + ".q"}
+    assert report.kept[name] == "read by a scan, which amplifies its rounding"
+    assert name not in {layer.name for layer in report.layers}
+    assert set(nodes(path, "MatMulNBits")) == set(tried[1])
+    del tried[:]
+    monkeypatch.setattr(quantizer, "SCAN_INPUTS", "other")
+    with pytest.raises(ExportError, match=r"'label' differs: the model amplifies"):
+        quantize(plain["tokens"], tmp_path / "none.onnx", "int4", per_layer=False)
+    assert len(tried) == 1
+    assert not (tmp_path / "none.onnx").exists()
 
 
 # --- what is refused ----------------------------------------------------------------------

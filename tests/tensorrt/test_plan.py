@@ -44,11 +44,11 @@ def vad(file):
 
 
 def test_vad_is_counted_by_hand(vad, file):
-    """Three Mamba blocks of width 80 and 160 channels, two MLPs, a convolution over five frames, a head."""
+    """Three Mamba blocks of width 80 and 160 channels, two MLPs of 224, a convolution, a head."""
     kinds = [stage.kind for stage in vad.stages]
     assert kinds.count("scan") == kinds.count("conv") == 3
     assert kinds.count("product") == 1 + 3 * 4 + 2 * 2 + 1
-    mamba, mlp = 80 * 320 + 160 * 37 + 5 * 160 + 160 * 80, 80 * 320 + 160 * 80
+    mamba, mlp = 80 * 320 + 160 * 37 + 5 * 160 + 160 * 80, 80 * 448 + 224 * 80
     weights = 200 * 80 + 3 * mamba + 2 * mlp + 80
     products = [stage for stage in vad.stages if stage.kind == "product"]
     assert sum(stage.parameters for stage in products) == weights
