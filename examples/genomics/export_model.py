@@ -43,7 +43,7 @@ def export_checkpoint(checkpoint: Path, out: Path, valid: Path) -> Manifest:
         license="Apache-2.0; genomes and reads and their licences: examples/genomics/MODEL_CARD.md",
         example=np.random.default_rng(0).integers(0, 4, 10 * HOP),
         provenance={
-            "recipe": "examples/genomics/train.toml, continue.toml",
+            "recipe": "examples/genomics/train.toml, continue.toml, third.toml",
             "step": notes.get("step", 0),
             "seed": notes.get("train", {}).get("seed", 0),
             "calibration": [round(scale, 4), round(shift, 4)],

@@ -1,6 +1,6 @@
 """Genomes as arrays of bases: read from the fetched packages, cut into splits, stored at 2 bits a base.
 
-    python examples/genomics/genomes.py [--cache DIR] [--out FILE]
+    python examples/genomics/genomes.py [--cache DIR] [--out DIR]
 
 Bases are 0 to 3 for A, C, G, T, as the tokens of the alphabet "nucleotides"; anything else is left out.
 """
@@ -174,16 +174,18 @@ def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
+    parser.add_argument("--out", type=Path, help="folder of train.npz and valid.npz; else that of --cache")
     parser.add_argument("--copies", type=int, default=COPIES, help="recodings of each group of bacteria")
+    parser.add_argument("--seed", type=int, default=1, help="of the recodings")
     args = parser.parse_args()
     try:
         train, valid = build(args.cache)
-        train = with_recoded(train, args.copies)
+        train = with_recoded(train, args.copies, args.seed)
     except (DataError, OSError) as error:
         print(f"genomes: {error}", file=sys.stderr)
         return 1
     for name, genomes in (("train", train), ("valid", valid)):
-        genomes.save(args.cache / f"{name}.npz")
+        genomes.save((args.out or args.cache) / f"{name}.npz")
         for group in genomes.groups:
             print(f"{name} {group}: {len(genomes.of(group)) / 1e6:.1f} million bases")
     return 0

@@ -41,16 +41,18 @@ class KmerRegression:
         self.weights = weights  # of each length, [4**K + 1], the last is the bias
 
     @classmethod
-    def trained(cls, genomes: Genomes) -> KmerRegression:
-        """Fit one regression for each length."""
+    def trained(
+        cls, genomes: Genomes, shares: dict[str, float] = WEIGHTS, lengths: tuple[int, ...] = LENGTHS
+    ) -> KmerRegression:
+        """Fit one regression for each length; `shares` are the groups' of the microbes."""
         from sklearn.linear_model import LogisticRegression
 
-        draw = Reads(genomes, WEIGHTS, ErrorConfig(), torch.device("cpu"), SEED)
+        draw = Reads(genomes, shares, ErrorConfig(), torch.device("cpu"), SEED)
         batches = [draw.batch(2_000, max(LENGTHS)) for _ in range(READS // 2_000)]
         x = np.concatenate([bases.numpy() for bases, _ in batches])
         y = np.concatenate([labels.numpy() for _, labels in batches])
         weights = {}
-        for length in LENGTHS:
+        for length in lengths:
             fitted = LogisticRegression(C=0.01, max_iter=300).fit(kmers(x[:, :length]), y)
             weights[length] = np.concatenate([fitted.coef_[0], fitted.intercept_])
         return cls(weights)
@@ -75,9 +77,9 @@ class KmerRegression:
         with np.load(path) as stored:
             return cls({int(length): stored[length] for length in stored})
 
-    def scores(self, bases: np.ndarray) -> np.ndarray:
-        """Scores [reads, lengths] of reads [reads, 400]."""
-        columns = [kmers(bases[:, :n]) @ self.weights[n][:-1] + self.weights[n][-1] for n in LENGTHS]
+    def scores(self, bases: np.ndarray, lengths: tuple[int, ...] = LENGTHS) -> np.ndarray:
+        """Scores [reads, lengths] of reads [reads, bases], at least as long as the longest."""
+        columns = [kmers(bases[:, :n]) @ self.weights[n][:-1] + self.weights[n][-1] for n in lengths]
         return np.stack(columns, 1)
 
 
@@ -110,10 +112,10 @@ class Alignment:
         """Whether mappy is here."""
         return importlib.util.find_spec("mappy") is not None
 
-    def scores(self, bases: np.ndarray) -> np.ndarray:
-        """Scores [reads, lengths] of reads [reads, 400]."""
+    def scores(self, bases: np.ndarray, lengths: tuple[int, ...] = LENGTHS) -> np.ndarray:
+        """Scores [reads, lengths] of reads [reads, bases], at least as long as the longest."""
         texts = [letters(read) for read in bases]
-        return np.array([[self._matches(text[:n]) for n in LENGTHS] for text in texts], np.float64)
+        return np.array([[self._matches(text[:n]) for n in lengths] for text in texts], np.float64)
 
     def _matches(self, text: str) -> int:
         return max((hit.mlen for hit in self.aligner.map(text)), default=0)

@@ -129,4 +129,16 @@ SOURCES = (
             ),
         ),
     ),
+    Source(
+        "bowtie2-examples",
+        "2.5.0-3",
+        "GPL-3+ (the package's)",
+        (
+            Part(
+                "lambda_reference",
+                "test",
+                "usr/share/doc/bowtie2/examples/reference/lambda_virus.fa.gz",
+            ),
+        ),
+    ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import copy
 import json
@@ -22,6 +23,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from streamssm.atomic import replacing
 from streamssm.export.metrics import roc_auc
 
+SAVE_EVERY = 20  # seconds
 VALID_SEED, VALID_ERRORS = 20_240, ErrorConfig(rate=(0.10, 0.14), p_clean=0.0, p_rough=0.0)
 
 
@@ -118,7 +120,7 @@ class Trainer:
                 if self.step % self.train_config.valid_every == 0:
                     self.validate()
                     saved = self.seconds
-                elif self.seconds - saved > 60:
+                elif self.seconds - saved > SAVE_EVERY:
                     self.save()
                     saved = self.seconds
         if self.losses:
@@ -178,6 +180,7 @@ class Trainer:
         for group, others in logits.items():
             for bases in (100, 200, 400):
                 row[f"{group}_{bases}"] = _auc(human, others, bases)
+            row[f"{group}_recall_100"] = _recall(human, others)
         for bases in (100, 200, 400):
             row[f"macro_{bases}"] = sum(_auc(human, o, bases) for o in logits.values()) / len(logits)
         loss = float(torch.stack(self.losses).mean()) if self.losses else math.nan
@@ -221,9 +224,18 @@ class Trainer:
         try:
             for network in (self.network, self.averaged):
                 network.load_state_dict(stored["weights"])
-            self.before = stored["notes"].get("step", 0)
+            self.step, self.before = 0, stored["notes"].get("step", 0)
         except (RuntimeError, KeyError) as error:
             raise DataError(f"{path} is of another configuration than --config") from error
+
+    def begin_again(self, genomes: Genomes, train: TrainConfig, args: argparse.Namespace) -> None:
+        """Go on from the averaged weights with other genomes, another schedule and another `args.out`."""
+        self.before += self.step
+        self.step, self.seconds, self.losses = 0, 0.0, []
+        self.train_config, self.args = train, args
+        self.network.load_state_dict(self.averaged.state_dict())
+        self.optimisers = _optimisers(self.network, train, self.device)
+        self.reads = Reads(genomes, _weights(train, args.hold_out), self.errors, self.device, train.seed)
 
     def resume(self) -> None:
         """Go on from `last.pt`, if there is one.
@@ -257,6 +269,12 @@ def _auc(human: Tensor, others: Tensor, bases: int) -> float:
     column = bases // HOP - 1
     scores = torch.cat([human[:, column], others[:, column]]).cpu().numpy()
     return roc_auc(scores, [1] * len(human) + [0] * len(others))
+
+
+def _recall(human: Tensor, others: Tensor) -> float:
+    """The share of human reads above the score that 1 % of the others reach, after 100 bases."""
+    bar = others[:, 0].sort(descending=True).values[len(others) // 100]
+    return float((human[:, 0] > bar).float().mean())
 
 
 def _drawn(genomes: Genomes, c: TrainConfig, device: torch.device, human: bool = True) -> dict[str, Tensor]:

@@ -37,6 +37,8 @@ class ErrorConfig:
     prefix: int = 80  # bases of the longest
     p_unknown: float = 0.0  # reads with N here and there; as many with a run of it
     p_ended: float = 0.0  # reads of which only N is left from some base on
+    p_stutter: float = 0.0  # reads in which a few bases are said over and over, as a stalled pore does
+    stutter: int = 6  # bases of the longest such unit
 
 
 class ReadSimulator:
@@ -80,6 +82,18 @@ class ReadSimulator:
         start = torch.where(self._uniform(B, 1) < 0.5, adapter, chance)
         start = torch.where(place < length.floor(), start, genome[:, : c.prefix])
         return torch.cat([start, genome[:, c.prefix :]], 1)
+
+    def stuttering(self, genome: Tensor) -> Tensor:
+        """Bases [B, S] with a share of the rows taken over by a short unit; errors come later."""
+        c, (B, S) = self.errors, genome.shape
+        place = torch.arange(S, device=self.device)
+        unit = self._integers(4, B, c.stutter)
+        period = 1 + self._integers(c.stutter, B, 1)
+        whole = self._uniform(B, 1) < 0.5  # from the first base on, the others from anywhere
+        first = self._integers(S, B, 1).masked_fill(whole, 0)
+        size = self._integers(S, B, 1) + S // 4
+        inside = (place >= first) & (place < first + size) & (self._uniform(B, 1) < c.p_stutter)
+        return torch.where(inside, unit.gather(1, (place - first) % period), genome)
 
     def _unknown(self, bases: Tensor) -> Tensor:
         """Bases [B, T] with N in some rows: single ones, a run, all from some base on."""
@@ -171,6 +185,8 @@ class Reads:
         genome = torch.where(reverse, 3 - genome.flip(1), genome)
         if draw.errors.p_prefix:
             genome = draw.begun(genome, self.bank)
+        if draw.errors.p_stutter:
+            genome = draw.stuttering(genome)
         return draw.read(genome, length), (which == 0).float()
 
     def state(self) -> Tensor:

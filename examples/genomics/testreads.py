@@ -23,8 +23,8 @@ HUMANS = 8_000  # simulated reads of the stated error model, and half as many of
 PACBIO_BYTES = 60_000_000  # of the FASTQ: the first 3,700 reads
 
 
-def _errors(rate: float, mix: tuple[float, float, float]) -> ErrorConfig:
-    """A stated rate, the same for all reads but for bursts within a read."""
+def of_rate(rate: float, mix: tuple[float, float, float] = (1, 1, 1)) -> ErrorConfig:
+    """Errors at a stated rate, the same for all reads but for bursts within a read."""
     return ErrorConfig(
         rate=(rate, rate), p_clean=0.0, p_rough=0.0, mix=mix, mix_spread=0.1, homopolymer=(0.0, 0.0)
     )
@@ -34,9 +34,9 @@ def _errors(rate: float, mix: tuple[float, float, float]) -> ErrorConfig:
 #: insertions and deletions. `pacbio` and `nanopore` are what alignments (minimap2, to MG1655) of the real
 #: E. coli reads of the test show; `stated` is the 12 % of the peers' figures, in equal parts.
 MODELS = {
-    "stated": _errors(0.12, (1, 1, 1)),
-    "pacbio": _errors(0.144, (0.17, 0.53, 0.30)),
-    "nanopore": _errors(0.189, (0.33, 0.14, 0.53)),
+    "stated": of_rate(0.12, (1, 1, 1)),
+    "pacbio": of_rate(0.144, (0.17, 0.53, 0.30)),
+    "nanopore": of_rate(0.189, (0.33, 0.14, 0.53)),
     "clean": ErrorConfig(rate=(0.0, 0.0), p_clean=0.0, p_rough=0.0),
 }
 MATCHED = {"ecoli_pacbio": "pacbio", "ecoli_nanopore": "nanopore", "lambda_nanopore": "nanopore"}
@@ -82,14 +82,14 @@ def starts(name: str, reads: list[np.ndarray]) -> ReadSet:
     return ReadSet(name, np.stack(long), np.arange(len(long)))
 
 
-def simulated(name: str, genome: np.ndarray, model: str, count: int, seed: int) -> ReadSet:
-    """Reads of both strands from anywhere in the genome by one of MODELS."""
+def simulated(name: str, genome: np.ndarray, errors: ErrorConfig, count: int, seed: int) -> ReadSet:
+    """Reads of both strands from anywhere in the genome."""
     rng, size = np.random.default_rng(seed), room(LENGTH)
     first = rng.integers(0, len(genome) - size, count)
     bases = genome[first[:, None] + np.arange(size)]
     reverse = rng.random((count, 1)) < 0.5
     bases = np.where(reverse, 3 - bases[:, ::-1], bases)
-    draw = ReadSimulator(MODELS[model], torch.device("cpu"), seed)
+    draw = ReadSimulator(errors, torch.device("cpu"), seed)
     parts = torch.from_numpy(bases.astype(np.int64)).split(2_000)
     reads = torch.cat([draw.read(part, LENGTH).to(torch.uint8) for part in parts])
     # neighbours on the chromosome share repeats: intervals are drawn over stretches of 100,000 bases
@@ -105,10 +105,10 @@ def build(cache: Path) -> dict[str, ReadSet]:
     coli = np.concatenate(bases_of("ecoli_reference", cache))
     for seed, model in enumerate(("pacbio", "nanopore", "clean")):
         name = f"ecoli_simulated_{model}"
-        found.append(simulated(name, coli[coli < 4], model, FRAGMENTS, 100 + seed))
+        found.append(simulated(name, coli[coli < 4], MODELS[model], FRAGMENTS, 100 + seed))
     chromosome = human(cache, HUMAN_TEST)
-    for seed, model in enumerate(MODELS):
-        found.append(simulated(f"human_{model}", chromosome, model, _humans(model), 200 + seed))
+    for seed, (model, errors) in enumerate(MODELS.items()):
+        found.append(simulated(f"human_{model}", chromosome, errors, _humans(model), 200 + seed))
     return {reads.name: reads for reads in found}
 
 
