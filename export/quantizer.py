@@ -17,7 +17,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -105,11 +105,11 @@ def quantize(
     layers, kept = _choose(linear_layers(proto), exclude)
     subject = _Subject.of(model, data, metric)
 
-    def draft(layers: Sequence[LinearLayer]) -> _Job:
-        matrices = _rounded(layers, weights, block_size, progress)
-        return _Job(model, proto, layers, matrices, _manifest(model, weights, block_size, kept))
-
-    job, golden, errors = _certified(draft, layers, kept)
+    matrices = _rounded(layers, weights, block_size, progress)
+    job = _Job(model, proto, layers, matrices, _manifest(model, weights, block_size, kept))
+    job, golden, errors = _certified(job)
+    spared = sorted({layer.name for layer in layers} - job.matrices.keys())
+    kept |= dict.fromkeys(spared, "read by a scan, which amplifies its rounding")
     total = job.effect(job.matrices, subject)
     single = job.effects(subject, progress) if per_layer else {}
     whole = CertifiedError("against the float32 file", total.max_abs, total.max_rel, subject.items)
@@ -160,27 +160,26 @@ def _report(
     )
 
 
-def _certified(
-    draft: Callable[[Sequence[LinearLayer]], _Job], layers: Sequence[LinearLayer], kept: dict[str, str]
-) -> tuple[_Job, Golden, tuple[CertifiedError, ...]]:
-    """A draft with all layers or, where that is refused, with those that a scan reads in float32.
+def _certified(job: _Job) -> tuple[_Job, Golden, tuple[CertifiedError, ...]]:
+    """The job or, where its file is refused, one with the layers that a scan reads in float32.
 
     They say what a state takes in and how fast it forgets, so that what rounding does to them is
-    multiplied from item to item. They are few, and entered into ``kept``.
+    multiplied from item to item; and they are few.
     """
-    job = draft(layers)
     golden = job.golden()
     try:
         return job, golden, _certify(job, golden)
     except ExportError:
-        others = [layer for layer in layers if SCAN_INPUTS not in layer.name.split(".")]
-        if not 0 < len(others) < len(layers):
+        others = [layer for layer in job.layers if SCAN_INPUTS not in layer.name.split(".")]
+        if not 0 < len(others) < len(job.layers):
             raise
-    names = {layer.name for layer in layers} - {layer.name for layer in others}
-    kept |= dict.fromkeys(sorted(names), "read by a scan, which amplifies its rounding")
-    job = draft(others)
+    # out of the handler: what was refused may be as large as what comes, and is let go
+    job = replace(job, layers=others, matrices={layer.name: job.matrices[layer.name] for layer in others})
     golden = job.golden()
-    return job, golden, _certify(job, golden)
+    try:
+        return job, golden, _certify(job, golden)
+    except ExportError as error:
+        raise ExportError(f"{error}; tried with {SCAN_INPUTS} rounded, then in float32") from error
 
 
 def _certify(job: _Job, golden: Golden) -> tuple[CertifiedError, ...]:

@@ -17,7 +17,7 @@ from random import Random
 import effects
 import numpy as np
 import torch
-from dataset import HOP, Pool
+from dataset import HOP, DataError, Pool
 from effects import gain, uniform
 from torch import Tensor
 
@@ -78,13 +78,20 @@ class Table:
 
     A group is drawn in proportion to its length to the power of `balance`, times the factors in
     `favour` of the words in its name; then an item of it in proportion to the item's length.
+
+    Raises:
+        DataError: a word is in no group's name.
     """
 
     def __init__(self, pool: Pool, balance: float, favour: dict[str, float] | None = None):
         self.start, self.length = pool.start.tolist(), pool.length.tolist()
         self.level = pool.level.tolist()
         seconds = np.bincount(pool.group, pool.length, len(pool.groups))
-        factors = [math.prod(f for word, f in (favour or {}).items() if word in g) for g in pool.groups]
+        favour = favour or {}
+        for word in favour:
+            if not any(word in group for group in pool.groups):
+                raise DataError(f"favoured = {word!r} is in no name; there are {', '.join(pool.groups)}")
+        factors = [math.prod(f for word, f in favour.items() if word in group) for group in pool.groups]
         self.groups = _running(seconds**balance * np.array(factors))
         self.items = [np.flatnonzero(pool.group == g) for g in range(len(pool.groups))]
         self.chances = [_running(pool.length[items]) for items in self.items]

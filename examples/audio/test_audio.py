@@ -59,6 +59,8 @@ def test_favoured_groups_are_drawn_more_often() -> None:
     often = [sum(table.group(rng) == 2 for _ in range(4000)) / 4000 for table in (plain, favoured)]
     odds = [share / (1 - share) for share in often]
     assert odds[1] / odds[0] == pytest.approx(4, rel=0.2)
+    with pytest.raises(DataError, match=r"favoured = 'asterix' is in no name"):
+        Table(small_pool(1, 1), 0.5, {"asterix": 1.5})
 
 
 def test_auc_counts_pairs() -> None:
@@ -244,6 +246,8 @@ def test_training_starts_resumes_and_goes_on_from_weights(tmp_path, capsys) -> N
     (tmp_path / "last.pt").write_bytes(b"cut off")
     with pytest.raises(DataError, match=r"last.pt is no file of torch, or is damaged"):
         again.resume()
+    with pytest.raises(DataError, match="--grow needs --start"):
+        toy_run(tmp_path, grow=True)
     wider = toy_run(tmp_path, start=tmp_path / "best.pt", grow=True, model=replace(SMALL, mlp_hidden=16))
     assert wider.model_config.mlp_hidden == 16
     wider.run()

@@ -261,8 +261,14 @@ def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
 
 
 def _begin(start: Path | None, model: ModelConfig, grow: bool) -> tuple[Sequential, ModelConfig]:
-    """The network to train, and its sizes: new, or of a file, or of a file and grown to `model`."""
+    """The network to train, and its sizes: new, or of a file, or of a file and grown to `model`.
+
+    Raises:
+        DataError: there is nothing to grow, or it cannot grow to that.
+    """
     if start is None:
+        if grow:
+            raise DataError("--grow needs --start, the weights that are to grow")
         return build(model), model
     network, stored, _ = load(start)
     return (grown(network, stored, model), model) if grow else (network, stored)

@@ -14,6 +14,7 @@ import calibrate
 import numpy as np
 from genomes import DEFAULT_CACHE, DataError
 from host_model import HOP, VOCABULARY, exportable, load, rescale
+from host_sources import SOURCES
 
 from streamssm.errors import StreamSSMError
 from streamssm.export import OutputSpec, export, quantize
@@ -25,8 +26,15 @@ BUILT_IN = HERE.parents[1] / "streamssm" / "models" / "host.onnx"
 
 
 def export_checkpoint(checkpoint: Path, out: Path, valid: Path) -> Manifest:
-    """Write `out` with float32 weights; the calibration goes into the last layer."""
+    """Write `out` with float32 weights; the calibration goes into the last layer.
+
+    Raises:
+        DataError: the checkpoint knows genomes of TEST (`ablation.py`), or is none.
+    """
     network, _, notes = load(checkpoint)
+    test = {part.group for source in SOURCES for part in source.parts if part.split == "test"}
+    if known := sorted(test & set(notes.get("train", {}).get("weights", ()))):
+        raise DataError(f"{checkpoint} was trained on TEST ({', '.join(known)}); it may not ship")
     scale, shift = calibrate.fit(network, valid)
     rescale(network, scale, shift)
     out.parent.mkdir(parents=True, exist_ok=True)

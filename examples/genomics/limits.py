@@ -133,7 +133,11 @@ def nearest_place(test: Genomes) -> Detector:
 
 
 def detectors(args: argparse.Namespace, test: Genomes) -> dict[str, Callable[[], Detector]]:
-    """What makes each detector; `--knows` and `--exact` add theirs."""
+    """What makes each detector; `--knows` and `--exact` add theirs.
+
+    Raises:
+        DataError: one of `--only` is not among them.
+    """
     found: dict[str, Callable[[], Detector]] = {
         "host": lambda: shipped(args.model),
         "4-mer": lambda: regression(KmerRegression.cached(args.cache)),
@@ -147,6 +151,8 @@ def detectors(args: argparse.Namespace, test: Genomes) -> dict[str, Callable[[],
         found["mappy, both references"] = lambda: both_references(test)
     if args.exact:
         found["nearest place in either"] = lambda: nearest_place(test)
+    if unknown := [name for name in args.only if name not in found]:
+        raise DataError(f"there is no detector {unknown[0]!r}; there are {', '.join(found)}")
     return {name: make for name, make in found.items() if not args.only or name in args.only}
 
 

@@ -55,7 +55,8 @@ def quantize(model: str, output: Path, data: Path | None, labels: Path | None, *
     """Round the weights of MODEL's large linear layers to 8 or 4 bits and write a new file.
 
     MODEL is a float32 .onnx file or a built-in name. Everything else stays float32: the front end,
-    recurrences, convolutions, norms, embedding tables, and matrices below 32 x 8.
+    recurrences, convolutions, norms, embedding tables, and matrices below 32 x 8. So does what a scan
+    reads (x_proj), where the file would be refused with it.
 
     What it costs is printed, layer by layer and in total: the error of the weights, and how far the
     outputs move on DATA, x [T, ...] or [B, T, ...] (default: the sample in the file). With labels, one

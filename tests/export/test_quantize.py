@@ -299,29 +299,67 @@ def test_excluded_layers_stay_as_they_are(plain, tmp_path) -> None:
     assert all(before[f"{name}.T"].tobytes() == after[f"{name}.T"].tobytes() for name in names)
 
 
-def test_what_a_scan_reads_stays_float32_where_the_file_is_refused_with_it(
-    plain, tmp_path, monkeypatch
-) -> None:
-    path, name, tried = tmp_path / "q.onnx", "backbone.layers.0.mixer.x_proj.weight", []
+@pytest.fixture
+def tried(monkeypatch) -> list[list[str]]:
+    """The quantised layers of every draft; those with what a scan reads among them are refused."""
+    found: list[list[str]] = []
+    plainly = quantizer.certify
 
     def certify(draft: Path, *rest: object) -> tuple[object, ...]:
-        tried.append(nodes(draft, "MatMulNBits"))
-        if any("x_proj" in node for node in tried[-1]):
+        found.append(nodes(draft, "MatMulNBits"))
+        if any("x_proj" in node for node in found[-1]):
             raise ExportError("output 'label' differs")
         return plainly(draft, *rest)
 
-    plainly = quantizer.certify
     monkeypatch.setattr(quantizer, "certify", certify)
-    report = quantize(plain["tokens"], path, "int4", per_layer=False)
-    assert set(tried[0]) - set(tried[1]) == {name + ".q"}
-    assert report.kept[name] == "read by a scan, which amplifies its rounding"
-    assert name not in {layer.name for layer in report.layers}
+    return found
+
+
+X_PROJ = "backbone.layers.0.mixer.x_proj.weight"
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_what_a_scan_reads_stays_float32_where_the_file_is_refused_with_it(
+    plain, tmp_path, tried, weights
+) -> None:
+    path, said = tmp_path / "q.onnx", []
+    report = quantize(
+        plain["tokens"], path, weights, exclude=["head.*"], progress=lambda *step: said.append(step)
+    )
+    assert set(tried[0]) - set(tried[1]) == {X_PROJ + ".q"}
+    assert report.kept[X_PROJ] == "read by a scan, which amplifies its rounding"
+    assert report.kept["head.weight"] == "excluded"
+    assert streamssm.load(path).manifest.weights.excluded == ("head.weight",)
+    assert X_PROJ not in {layer.name for layer in report.layers}
     assert set(nodes(path, "MatMulNBits")) == set(tried[1])
-    del tried[:]
+    assert len(said) == len(set(said))  # nothing is rounded, or shown, twice
+
+
+def test_what_is_refused_without_what_a_scan_reads_is_said_with_both(plain, tmp_path, monkeypatch) -> None:
+    def certify(draft: Path, *_: object) -> tuple[object, ...]:
+        raise ExportError(f"output 'label' of {len(nodes(draft, 'MatMulNBits'))} layers differs")
+
+    monkeypatch.setattr(quantizer, "certify", certify)
+    many = len(quantize_layers(plain["tokens"]))
+    said = rf"of {many - 1} layers differs: the model amplifies.*; tried with x_proj rounded, then in float32"
+    with pytest.raises(ExportError, match=said):
+        quantize(plain["tokens"], tmp_path / "none.onnx", "int4", per_layer=False)
+    assert not (tmp_path / "none.onnx").exists()
+
+
+def quantize_layers(source: Path) -> list[str]:
+    proto = onnx.load(source)
+    return [layer.name for layer in quantizer._choose(quantizer.linear_layers(proto), ())[0]]
+
+
+def test_a_refusal_stays_where_a_scan_reads_nothing_rounded(plain, tmp_path, tried, monkeypatch) -> None:
+    report = quantize(plain["tokens"], tmp_path / "q.onnx", exclude=["*.x_proj.*"], per_layer=False)
+    assert report.kept[X_PROJ] == "excluded"
+    assert len(tried) == 1
     monkeypatch.setattr(quantizer, "SCAN_INPUTS", "other")
     with pytest.raises(ExportError, match=r"'label' differs: the model amplifies"):
         quantize(plain["tokens"], tmp_path / "none.onnx", "int4", per_layer=False)
-    assert len(tried) == 1
+    assert len(tried) == 2
     assert not (tmp_path / "none.onnx").exists()
 
 
