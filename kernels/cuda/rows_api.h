@@ -13,7 +13,11 @@
 // with N = 16, Mamba-2 with heads of 32, 64 or 128 and N a multiple of 4; and what fits shared memory. `create` says
 // what does not.
 //
-// The results of a row depend neither on B nor on the other rows nor on its place, and are the same in every run.
+// From 33 rows on, a Mamba model of mamba1_130m's sizes (any number of layers and any vocabulary) goes through all its
+// layers in one launch instead, on GPUs that can run its 128 blocks at once: see rows_walk.h.
+//
+// The results of a row depend neither on the other rows nor on its place, and are the same in every run; nor on B,
+// except that models with such a walk add up in another order there.
 #pragma once
 
 #include "step_api.h"

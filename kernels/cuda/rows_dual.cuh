@@ -13,7 +13,6 @@
 
 namespace streamssm::cuda::rows {
 
-constexpr int kRing = 3;   // items whose states are on the way or in use
 constexpr int kHeld = 8;   // vectors of states that a thread has at a time
 constexpr int kDualWarps = kThreads / 32;
 
@@ -30,14 +29,14 @@ struct DualStep {
   LayerState ssm;
 };
 
-// What the ring holds of an item, in floats: its states, then x, gate, B, C and the step sizes of its row.
+// What a ring of `ring` items holds of each, in floats: its states, then x, gate, B, C and the step sizes of its row.
 struct DualLayout {
   int x, gate, B, C, dt, size;        // of an item
   int sums, skip, gate_norm, A, all;  // behind the ring: sums of the warps (twice), vectors of the layer
 
-  __host__ __device__ explicit DualLayout(const DualStep& c) {
+  __host__ __device__ DualLayout(const DualStep& c, int ring) {
     x = c.N * c.P, gate = x + c.P, B = gate + c.P, C = B + c.N, dt = C + c.N, size = (dt + c.dt_pitch + 31) / 32 * 32;
-    sums = kRing * size, skip = sums + 2 * kDualWarps * c.P, gate_norm = skip + c.H * c.P, A = gate_norm + c.H * c.P;
+    sums = ring * size, skip = sums + 2 * kDualWarps * c.P, gate_norm = skip + c.H * c.P, A = gate_norm + c.H * c.P;
     all = A + c.H;
   }
   __host__ __device__ int shared_bytes() const { return all * 4; }
@@ -118,13 +117,17 @@ __device__ inline void write_item(const DualStep& c, const DualLayout& at, const
   if (p % 32 == 0) c.squares[to / 32] = squares;
 }
 
-// The items in the ring of a block, and which comes next.
+// The items in the ring of a block: those whose states are on the way or in use. Two at least: a place is filled anew
+// while others read which item the next one has.
+template <int kRing>
 struct DualQueue {
+  static_assert(kRing > 1, "");
   uint64_t full[kRing];
   int items[kRing];  // the number of items or more: there are no more
 };
 
-__device__ inline void begin_dual(const DualStep& c, const DualLayout& at, float* memory, DualQueue& queue, int items) {
+template <int kRing>
+__device__ void begin_dual(const DualStep& c, const DualLayout& at, float* memory, DualQueue<kRing>& queue, int items) {
   if (threadIdx.x == 0) {
     for (int i = 0; i < kRing; ++i) barrier_init(queue.full + i);
     barriers_ready();
@@ -139,19 +142,21 @@ __device__ inline void begin_dual(const DualStep& c, const DualLayout& at, float
 }
 
 // Puts item `next` where the ring is free.
-__device__ inline void refill(const DualStep& c, const DualLayout& at, float* to, DualQueue& queue, int place, int next,
-                              int items) {
+template <int kRing>
+__device__ void refill(const DualStep& c, const DualLayout& at, float* to, DualQueue<kRing>& queue, int place, int next,
+                       int items) {
   queue.items[place] = next;
   if (next >= items) return;
   fetch_states(c, at, next, to, queue.full + place);
   fetch_small(c, at, next, to, queue.full + place);
 }
 
+template <int kRing>
 __global__ void __launch_bounds__(kThreads) rows_dual(const __grid_constant__ DualStep c) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) float memory_of_floats[];
-  __shared__ DualQueue queue;
-  const DualLayout at(c);
+  __shared__ DualQueue<kRing> queue;
+  const DualLayout at(c, kRing);
   const int items = c.rows.count * c.H, dealt = kRing * gridDim.x;
   const bool writes = int(threadIdx.x) < c.P, refills = threadIdx.x == kThreads - 1;
   float* const memory = memory_of_floats;

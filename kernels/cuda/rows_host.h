@@ -16,12 +16,13 @@ struct Launch {
   dim3 grid;
   int threads, cluster;
   size_t shared;
-  bool overlaps;  // may start before its predecessor has ended
+  bool overlaps;     // may start before its predecessor has ended
+  int priority = 0;  // the less, the sooner its blocks start if others wait too
 };
 
 template <class Call>
 void start(void (*kernel)(Call), const Launch& l, const Call& call, cudaStream_t stream) {
-  cudaLaunchAttribute attributes[2];
+  cudaLaunchAttribute attributes[3];
   cudaLaunchConfig_t config{};
   config.gridDim = l.grid, config.blockDim = unsigned(l.threads), config.dynamicSmemBytes = l.shared;
   config.stream = stream, config.attrs = attributes;
@@ -29,6 +30,11 @@ void start(void (*kernel)(Call), const Launch& l, const Call& call, cudaStream_t
     cudaLaunchAttribute& a = attributes[config.numAttrs++];
     a.id = cudaLaunchAttributeClusterDimension;
     a.val.clusterDim.x = unsigned(l.cluster), a.val.clusterDim.y = a.val.clusterDim.z = 1;
+  }
+  if (l.priority) {
+    cudaLaunchAttribute& a = attributes[config.numAttrs++];
+    a.id = cudaLaunchAttributePriority;
+    a.val.priority = l.priority;
   }
   if (l.overlaps) {
     cudaLaunchAttribute& a = attributes[config.numAttrs++];
@@ -55,11 +61,12 @@ void for_rows(int rows, const Use& use) {
 inline int tile_for(int rows, int most) { return std::min(rows <= 16 ? 16 : rows <= 32 ? 32 : 64, most); }
 
 struct Device {
-  int multiprocessors = 0, shared = 0;
+  int multiprocessors = 0, shared = 0, first_priority = 0;
 
   Device() {
-    int device = 0, major = 0;
+    int device = 0, major = 0, last_priority = 0;
     check(cudaGetDevice(&device));
+    check(cudaDeviceGetStreamPriorityRange(&last_priority, &first_priority));
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
     check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
     check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));

@@ -3,8 +3,8 @@
 //     d = softplus(dt + dt_bias)     h_n = exp(d A_n) h_n + B_n (d x)     y = (sum_n C_n h_n + D x) silu(z)
 //
 // Few items: one thread a channel or two, its states in registers (scan_few.cuh), or for one item of many
-// rows a stream of states (scan_step.cuh). More items: one pass (scan_stream.cuh), of thousands of items by warps
-// that take turns (scan_ring.cuh), or, of many rows, tiles (scan_tile.cuh). States too large for registers: a
+// rows a stream of states (scan_step.cuh). More items: one pass (scan_stream.cuh), of many items by warps that
+// take turns (scan_ring.cuh), or, of many rows, tiles (scan_tile.cuh). States too large for registers: a
 // plain loop over memory, here.
 //
 // Sums over the states run in the same order in the first five, which therefore give the same bits. Long
@@ -21,6 +21,7 @@ namespace {
 
 constexpr int kWideThreads = 128;
 constexpr int64_t kLongPass = 256;  // items from which on a pass goes by larger tiles
+constexpr int64_t kRingItems = 512;  // items from which on warps may take turns
 
 // Any N, any T: one thread a channel, its states in memory.
 template <class Data>
@@ -50,15 +51,42 @@ __global__ void __launch_bounds__(kWideThreads) scan_wide(ScanCall c) {
   }
 }
 
-using Turns = Ring<3, 1, 12>;  // the fastest of those tried on the H100
+// Groups of four channels of a block of warps in a ring with which a call is soonest done; 0 if one pass is.
+// Blocks run in rounds. In microseconds of an H100: what a round takes to start and for each item, and what one pass
+// takes for each item, with one block of 16 channels a multiprocessor or with two.
+int ring_groups(const ScanCall& c) {
+  struct Round {
+    int groups;
+    float start, item;
+  };
+  constexpr Round kRounds[] = {{2, 4.0f, 0.0115f}, {3, 5.0f, 0.0141f}, {4, 5.0f, 0.0182f}};
+  constexpr float kStart = 3.0f, kPassStart = 4.0f, kPassOne = 0.0225f, kPassTwo = 0.039f;
+  const auto rounds = [&](int channels) {
+    const int64_t blocks = c.rows.B * parts(c.D, channels);
+    return (blocks + multiprocessors() - 1) / multiprocessors();
+  };
+  const float T = float(c.rows.T);
+  const int64_t pass = rounds(16);
+  float best = kPassStart + T * (float(pass / 2) * kPassTwo + float(pass % 2) * kPassOne);
+  int groups = 0;
+  for (const Round& r : kRounds)
+    if (const float taken = kStart + float(rounds(4 * r.groups)) * (r.start + r.item * T); taken < best)
+      best = taken, groups = r.groups;
+  return groups;
+}
 
-// Whether warps in turn took the call: if one block a multiprocessor does all.
+// Whether warps in a ring took the call.
 template <class Data>
 bool try_ring(const ScanCall& c, cudaStream_t stream) {
-  if constexpr (std::is_same<Data, __half>::value) {
-    const bool rows = (uintptr_t(c.B) | uintptr_t(c.C)) % 16 == 0 && c.bc_pitch % 8 == 0;
-    const bool fits = c.N == kFewStates && rows && c.rows.B * parts(c.D, Turns::kChannels) <= multiprocessors();
-    if (c.rows.T >= kRingItems && streams<Data>(c, kLongCall) && fits) return launch_ring<Turns, Data>(c, stream);
+  if constexpr (sizeof(Data) == 2) {
+    const uintptr_t brought = uintptr_t(c.x) | uintptr_t(c.dt) | uintptr_t(c.z) | uintptr_t(c.B) | uintptr_t(c.C);
+    const bool aligned = brought % 16 == 0 && (c.D | c.z_pitch | c.bc_pitch) % 8 == 0 && uintptr_t(c.y) % 4 == 0;
+    if (c.rows.T < kRingItems || !streams<Data>(c, kLongCall) || c.N != kFewStates || !aligned) return false;
+    if (c.rows.B * c.rows.T > INT32_MAX) return false;
+    const int groups = ring_groups(c);
+    if (groups == 2) return launch_ring<Ring<2>, Data>(c, stream);
+    if (groups == 3) return launch_ring<Ring<3>, Data>(c, stream);
+    if (groups == 4) return launch_ring<Ring<4>, Data>(c, stream);
   }
   return false;
 }

@@ -83,13 +83,13 @@ class GpuRates:
 
 #: fitted to benchmarks/results/gpu.json: see benchmarks/plan.py
 H100_RATES = GpuRates(
-    start=3.24e-06,
-    rows=1.74e-06,
+    start=3.31e-06,
+    rows=1.35e-06,
     weights=0.798,
-    values=0.689,
+    values=0.828,
     product=0.65,
-    scan=8.07,
-    dual=25.9,
+    scan=9.89,
+    dual=24.9,
     single=0.491,
 )
 H100_CLOCK = 1.98e9

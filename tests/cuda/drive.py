@@ -1,7 +1,7 @@
 """Short runs of the kernels for compute-sanitizer, which slows them down too much for the tests themselves.
 
     compute-sanitizer --tool racecheck --kernel-name kns=streamssm --error-exitcode 9 \
-        python tests/cuda/drive.py rows dual scan ring conv norms step-sizes chain step
+        python tests/cuda/drive.py rows walk dual scan ring conv norms step-sizes chain step
 
 The name keeps the tool off the kernels of PyTorch and of cuBLAS, some of which do not bear it. Racecheck
 fails on ``chain`` nevertheless; see docs/cuda-notes.md.
@@ -21,7 +21,7 @@ import gpu_models  # noqa: E402
 import gpu_rows  # noqa: E402
 import gpu_stacks  # noqa: E402
 from gpu_models import native  # noqa: E402
-from test_cuda_operators import CASES, CODES, LONG, TYPES, Scan, int32, noise, run  # noqa: E402
+from operator_cases import CASES, CODES, LONG, TYPES, Scan, int32, noise, run  # noqa: E402
 from test_cuda_rows import KINDS as ROWS  # noqa: E402
 
 MOST = 70  # rows: more than one lane
@@ -44,6 +44,18 @@ def drive_rows(library: native.Library) -> None:
             rows.step(rows.call(B, slots=slots))
             finite(f"{name} rows {B}", rows.logits[:B], rows.residual[:B])
         rows.destroy()
+
+
+def drive_walk(library: native.Library) -> None:
+    """The walk with 16, 32 and 64 rows a group, and in two passes."""
+    most = 260
+    rows = gpu_rows.Rows(library, gpu_models.Mamba(layers=2, vocabulary=64, slots=most), most)
+    for B in (40, 70, 130, most):
+        slots = torch.arange(B, dtype=torch.int32, device="cuda").flip(0).contiguous()
+        slots[B // 2] = -1
+        rows.step(rows.call(B, slots=slots))
+        finite(f"walk {B}", rows.logits[:B], rows.residual[:B])
+    rows.destroy()
 
 
 def drive_operators(library: native.Library, cases: dict, lengths: tuple[int, ...]) -> None:
@@ -70,12 +82,17 @@ def drive_scan(library: native.Library) -> None:
 
 
 def drive_ring(library: native.Library) -> None:
-    """Long scans of few rows in float16, whose warps take turns."""
-    for B in (1, 2):
-        op, T = Scan(784, 16), 2100
-        data, pool = op.data(B, T, torch.float16), noise(B + 1, *op.state_shape)
-        y, after = run(library, op, "float16", data, pool, int32([B, 0][:B]), int32([T - 5, 700][:B]))
-        finite(f"ring {B}", y, after)
+    """Long scans of 16-bit data, whose warps take turns: by blocks of 8, 12 and 16 channels."""
+    for D, B, T, kind in (
+        (784, 1, 700, "float16"),
+        (520, 2, 900, "bfloat16"),
+        (1544, 1, 530, "float16"),
+        (2048, 1, 700, "bfloat16"),
+    ):
+        op = Scan(D, 16)
+        data, pool = op.data(B, T, TYPES[kind]), noise(B + 1, *op.state_shape)
+        y, after = run(library, op, kind, data, pool, int32([B, 0][:B]), int32([T - 5, 300][:B]))
+        finite(f"ring {D} {B}", y, after)
 
 
 def drive_conv(library: native.Library) -> None:
@@ -146,6 +163,7 @@ def drive_step(library: native.Library) -> None:
 
 DRIVES = {
     "rows": drive_rows,
+    "walk": drive_walk,
     "dual": drive_dual,
     "scan": drive_scan,
     "ring": drive_ring,

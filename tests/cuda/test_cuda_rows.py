@@ -30,6 +30,7 @@ KINDS = {
     "odd mamba2": (OddMamba2, 1001),
 }
 SLOTS = 200
+WALK = 33  # so many rows of a model of mamba1_130m's shape take the walk, whose sums run in another order
 TOLERANCE = 1.5e-3  # relative: what enters a product is rounded to float16, three or four times a layer
 
 
@@ -72,7 +73,7 @@ def outcome(rows, x, slots):
     return rows.logits[:B].clone(), rows.residual[:B].clone(), *target
 
 
-@pytest.mark.parametrize("B", [1, 2, 7, 16, 17, 32, 33, 64, 65, 130, 200])
+@pytest.mark.parametrize("B", [1, 2, 7, 16, 17, 32, 33, 64, 65, 128, 129, 200])
 def test_a_step_follows_the_reference(rows, B):
     """Logits and states of the first, the last and some middle rows, tokens in, states in place."""
     checked = sorted({0, B // 2, B - 1})
@@ -94,31 +95,77 @@ def test_rows_that_take_no_part_stay_as_they_are(rows):
     assert torch.equal(rows.stack.ssm[:, 20:], before[1][:, 20:])
 
 
-def test_the_same_bits_alone_in_company_and_again(rows):
+def same(got, wanted):
+    return torch.equal(got.nan_to_num(-1), wanted.nan_to_num(-1))
+
+
+def test_the_same_bits_again_and_nothing_else_touched(rows):
     x, slots = torch.randn(197, rows.stack.d_model, device="cuda"), slots_of(197, skipped=(5, 69))
     logits, residual, conv, ssm = outcome(rows, x, slots)
     for again, first in zip(outcome(rows, x, slots), (logits, residual, conv, ssm), strict=True):
-        assert torch.equal(again.nan_to_num(-1), first.nan_to_num(-1))
+        assert same(again, first)
     assert not logits[[5, 69]].any()
     assert not residual[[5, 69]].any()
     untouched = torch.ones(SLOTS, dtype=torch.bool, device="cuda")
     untouched[slots[slots >= 0].long()] = False
     assert ssm[:, untouched].isnan().all()
     assert conv[:, untouched].isnan().all()
+
+
+@pytest.mark.parametrize("whole", [197, WALK - 1])
+def test_the_same_bits_alone_and_in_company(rows, whole):
+    """Among few rows and among many; models that have no walk have the same bits in both."""
+    x, slots = torch.randn(whole, rows.stack.d_model, device="cuda"), slots_of(whole, skipped=(5,))
+    logits, residual, conv, ssm = outcome(rows, x, slots)
+    walks = (rows.stack.kind, rows.stack.D if rows.stack.kind == "mamba" else 0) == ("mamba", 1536)
     for chosen in (
         [3],
         [0, 9],
-        list(range(20, 37)),
+        list(range(4, 21)),
         list(range(10, 50)),
         list(range(69, -1, -1)),
+        list(range(100, 165)),
         list(range(150)),
     ):
+        if max(chosen) >= whole or (walks and (len(chosen) < WALK) != (whole < WALK)):
+            continue
         part = outcome(rows, x[chosen].contiguous(), slots[chosen].contiguous())
         mine = slots[chosen][slots[chosen] >= 0].long()
         assert torch.equal(part[0], logits[chosen])
         assert torch.equal(part[1], residual[chosen])
         assert torch.equal(part[2][:, mine], conv[:, mine])
         assert torch.equal(part[3][:, mine], ssm[:, mine])
+
+
+@pytest.mark.parametrize("B", [20, 40, 70, 150])
+def test_rows_that_are_not_finite_reach_no_other(rows, B):
+    x, slots = torch.randn(B, rows.stack.d_model, device="cuda"), slots_of(B)
+    wanted = outcome(rows, x, slots)[:2]
+    x[7], x[11, 5] = float("nan"), float("inf")
+    got = outcome(rows, x, slots)[:2]
+    others = [i for i in range(B) if i not in (7, 11)]
+    for one, other in zip(got, wanted, strict=True):
+        assert torch.equal(one[others], other[others])
+        assert one[7].isnan().all()
+
+
+@pytest.mark.parametrize("B", [257, 600])
+def test_more_rows_than_go_at_a_time(library, B):
+    """What the walk does in several passes, of a size that divides nothing."""
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("steps of many rows need compute capability 9.0 or later")
+    torch.manual_seed(0)
+    rows = gpu_rows.Rows(library, gpu_models.Mamba(layers=2, vocabulary=64, slots=B), B)
+    rows.stack.conv.normal_(std=0.1), rows.stack.ssm.normal_(std=0.1)
+    assert gpu_rows.error_of(rows, B, [0, B // 2, B - 1]) < TOLERANCE
+    x, slots = torch.randn(B, 768, device="cuda"), torch.randperm(B, device="cuda").int()
+    whole = outcome(rows, x, slots)
+    for first in (0, B - 90):
+        chosen = slice(first, first + 90)
+        part = outcome(rows, x[chosen].contiguous(), slots[chosen].contiguous())
+        assert torch.equal(part[0], whole[0][chosen])
+        assert torch.equal(part[3][:, slots[chosen].long()], whole[3][:, slots[chosen].long()])
+    rows.destroy()
 
 
 def test_residual_without_logits_and_in_place(rows):
